@@ -1,0 +1,3 @@
+"""A real-time WebSocket broker on Trio."""
+
+__version__ = "0.1.0"

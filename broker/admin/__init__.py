@@ -1,0 +1,1 @@
+"""The operators' port: API, metrics, overview."""

@@ -1,0 +1,1 @@
+"""The past, and other nodes."""

@@ -1,0 +1,1 @@
+"""The centre: rooms, members, fan-out, presence. Synchronous, without IO."""

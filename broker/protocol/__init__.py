@@ -1,0 +1,1 @@
+"""The wire, without IO: frames, messages, codecs, outbox, filters."""

@@ -1,0 +1,1 @@
+"""The edge: listener, handshake, pump, sessions, commands."""

@@ -4,16 +4,48 @@ The structures below are the schema: TOML tables, ``BROKER_…`` variables and
 command-line flags are all derived from them (see :mod:`broker.settings_loader`
 for how the three are read and merged). ``config/broker.toml`` is the same list
 as a manual. Durations are seconds, sizes are bytes, rates are per second.
+
+Ranges stand in the types below, so that the loader, the flags and the manual
+tell the same ones; what one key's type cannot say is in
+:mod:`broker.settings_checks`.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 KIB = 1024
 MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+"""A TCP port; 0 lets the system choose one, which the ``ready`` line tells."""
+
+Text = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+"""A name, an address or a path. 4096: PATH_MAX on Linux, and nothing here is longer."""
+
+Deadline = Annotated[float, msgspec.Meta(gt=0, le=3600)]
+"""How long something may take (s). 0 would end everything at once; above an hour it protects nobody."""
+
+Pause = Annotated[float, msgspec.Meta(ge=0, le=3600)]
+"""How long to wait or to tolerate (s), 0 for not at all."""
+
+Window = Annotated[float, msgspec.Meta(ge=0, le=1)]
+"""How long to gather before acting (s). Above a second nobody would call it real time."""
+
+PerSecond = Annotated[float, msgspec.Meta(ge=0, le=10_000_000)]
+"""A rate; 0 for no limit. 10 million is beyond what one process can do, so it only catches slips."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=100_000_000)]
+"""A number of things, with 0 for none or for no limit; the top only catches slips."""
+
+Some = Annotated[int, msgspec.Meta(ge=1, le=100_000_000)]
+"""A number of things of which at least one is needed; there is no way to say "no limit"."""
+
+Size = Annotated[int, msgspec.Meta(ge=64, le=GIB)]
+"""A bound on memory that cannot be lifted. 64 bytes hold the shortest messages; 1 GiB bounds nothing."""
 
 Access = Literal["token", "user", "anyone"]
 """Who may do it: only whose token names the room · any authenticated user · every session."""
@@ -29,15 +61,19 @@ class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Server(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The client port."""
 
-    host: str = "127.0.0.1"
-    port: int = 8765
-    tls_cert: str | None = None
-    tls_key: str | None = None
-    backlog: int = 4096
+    host: Text = "127.0.0.1"
+    port: Port = 8765
+    tls_cert: Text | None = None
+    tls_key: Text | None = None
+    backlog: Some = 4096
     """Connections the kernel may queue before we accept them; a storm of 10,000 must not lose one."""
-    origins: tuple[str, ...] = ()
-    """Origins browsers may connect from (``https://app.example.com``); empty: same host only."""
-    trusted_proxies: tuple[str, ...] = ()
+    origins: tuple[Text, ...] = ()
+    """Origins browsers may connect from (``https://app.example.com``); empty: same host only.
+
+    ``"loopback"`` stands for every port of this machine, ``"*"`` alone for any page at all:
+    tokens, not cookies, authenticate, so it lets strangers' pages try, not get in.
+    """
+    trusted_proxies: tuple[Text, ...] = ()
     """Addresses or networks whose ``X-Forwarded-For`` names the client."""
     deflate: bool = True
     """Offer permessage-deflate (never together with zstd)."""
@@ -47,59 +83,59 @@ class Server(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Accept ``?token=``. Off: URLs end up in logs."""
     echo: bool = False
     """Serve ``/echo``, which returns every message as it came (for conformance tests)."""
-    handshake_timeout: float = 5.0
-    auth_timeout: float = 10.0
-    ping_interval: float = 25.0
+    handshake_timeout: Deadline = 5.0
+    auth_timeout: Deadline = 10.0
+    ping_interval: Deadline = 25.0
     """Below the 30 to 60 s after which common proxies cut idle connections."""
-    pong_timeout: float = 10.0
-    write_timeout: float = 30.0
+    pong_timeout: Deadline = 10.0
+    write_timeout: Deadline = 30.0
     """A session whose queued bytes did not move for this long is a slow consumer."""
-    close_timeout: float = 2.0
+    close_timeout: Deadline = 2.0
     """How long the peer may take to answer our close frame."""
-    drain_timeout: float = 5.0
-    retry_after: float = 10.0
+    drain_timeout: Pause = 5.0
+    retry_after: Pause = 10.0
     """Upper end of the jittered wait that ``bye`` asks for when the node drains."""
 
 
 class Limits(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bounds against floods. 0 means no limit, except where said otherwise."""
 
-    connections: int = 0
+    connections: Count = 0
     """Connections of this process; 0: 90 % of the descriptors the system grants."""
-    accepts: float = 500.0
-    accept_burst: int = 2000
-    unauthenticated_per_address: int = 100
-    sessions_per_user: int = 20
-    request_bytes: int = 16 * KIB
-    request_headers: int = 64
-    message_bytes: int = 64 * KIB
+    accepts: PerSecond = 500.0
+    accept_burst: Some = 2000
+    unauthenticated_per_address: Count = 100
+    sessions_per_user: Count = 20
+    request_bytes: Size = 16 * KIB
+    request_headers: Some = 64
+    message_bytes: Size = 64 * KIB
     """One client message as it comes over the wire, all fragments together."""
-    inflated_bytes: int = 256 * KIB
+    inflated_bytes: Size = 256 * KIB
     """One client message after zstd or deflate."""
-    fragments: int = 64
-    batch_messages: int = 256
+    fragments: Some = 64
+    batch_messages: Some = 256
     """Messages in one array from a client."""
-    control_frames: float = 10.0
+    control_frames: PerSecond = 10.0
     """Pings and pongs a second from one connection."""
-    rooms_per_session: int = 128
-    rooms: int = 1_000_000
+    rooms_per_session: Count = 128
+    rooms: Count = 1_000_000
     """Rooms alive on this node."""
-    state_bytes: int = 2 * KIB
-    inbox_messages: int = 64
+    state_bytes: Size = 2 * KIB
+    inbox_messages: Some = 64
     """Messages waiting behind one that must wait; past it the socket is no longer read."""
-    outbox_bytes: int = 256 * KIB
+    outbox_bytes: Size = 256 * KIB
     """Bytes queued for one session that reads too slowly."""
-    process_outbox_bytes: int = 256 * MIB
+    process_outbox_bytes: Annotated[int, msgspec.Meta(ge=0, le=1024 * GIB)] = 256 * MIB
     """The same for the whole process; past it any session with a backlog counts as slow."""
-    calls: int = 16
+    calls: Some = 16
     """Calls of one session that may run at once."""
 
 
 class Rate(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A token bucket: ``rate`` a second in the long run, ``burst`` at once. ``rate = 0``: no limit."""
 
-    rate: float
-    burst: int
+    rate: PerSecond
+    burst: Some
 
 
 class Rates(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,7 +150,7 @@ class Rates(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``history`` and ``presence``."""
     call: Rate = Rate(rate=20, burst=60)
     auth: Rate = Rate(rate=1, burst=5)
-    user_factor: float = 4.0
+    user_factor: Annotated[float, msgspec.Meta(ge=1, le=1_000_000)] = 4.0
     """A user's buckets hold this many times a session's."""
 
 
@@ -123,18 +159,18 @@ class RoomOptions(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     join: Access = "token"
     publish: Access = "token"
-    history: int = 0
+    history: Count = 0
     """Events kept; 0 makes the rooms ephemeral."""
-    history_ttl: float = 24 * 3600.0
+    history_ttl: Annotated[float, msgspec.Meta(gt=0, le=10 * 365 * 86400)] = 24 * 3600.0
     presence: bool = True
     slow: SlowPolicy = "disconnect"
     last_value: bool = False
     """A join is followed by the newest event of every slot."""
-    slots: int = 1000
+    slots: Some = 1000
     """Slots remembered per room with ``last_value``; the oldest gives way."""
-    batch_window: float = 0.0
+    batch_window: Window = 0.0
     """Wait this long for more events before sending (s, at most 1): better ratio, more latency."""
-    event_bytes: int = 64 * KIB
+    event_bytes: Size = 64 * KIB
     record: bool = False
     """Keep samples of events for ``broker train-dict``."""
 
@@ -143,15 +179,15 @@ class Key(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One key that signs tokens. The algorithm is pinned to the key, never taken from the token."""
 
     algorithm: Literal["HS256", "RS256", "ES256", "EdDSA"]
-    id: str | None = None
+    id: Text | None = None
     """``kid`` of the tokens it signs; without it, tried for tokens that name none."""
-    secret: str | None = None
-    file: str | None = None
+    secret: Text | None = None
+    file: Text | None = None
     """PEM, raw secret, or a JWK set on disk."""
-    jwks: str | None = None
+    jwks: Text | None = None
     """URL of a JWK set; fetched again when an unknown ``kid`` comes, at most every 30 s."""
-    issuer: str | None = None
-    audience: str | None = None
+    issuer: Text | None = None
+    audience: Text | None = None
 
 
 class Auth(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -159,16 +195,16 @@ class Auth(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     anonymous: bool = False
     keys: tuple[Key, ...] = ()
-    leeway: float = 5.0
+    leeway: Pause = 5.0
     """Clock difference tolerated in ``exp`` and ``nbf``."""
 
 
 class Admin(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The operators' port. ``port = -1`` turns it off."""
 
-    host: str = "127.0.0.1"
-    port: int = 8766
-    token: str | None = None
+    host: Text = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=-1, le=65535)] = 8766
+    token: Text | None = None
     """Bearer token. Without one, and without ``open_on_loopback``, a random one is made and never shown."""
     open_on_loopback: bool = False
 
@@ -176,24 +212,24 @@ class Admin(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Store(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the past is kept."""
 
-    data: str | None = None
+    data: Text | None = None
     """Directory of the database and the dictionaries; without one, history lives in memory only."""
-    commit_window: float = 0.0
+    commit_window: Window = 0.0
     """Wait this long for more publishes before a commit (s). The disk's own time already groups them."""
-    ring_events: int = 256
+    ring_events: Count = 256
     """Newest events of an open room kept in memory, so that a short absence needs no read."""
-    samples: int = 2000
+    samples: Count = 2000
     """Events recorded per namespace for dictionary training."""
 
 
 class Wire(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Compression."""
 
-    zstd_level: int = 1
-    deflate_level: int = 1
-    deflate_min_bytes: int = 128
+    zstd_level: Annotated[int, msgspec.Meta(ge=1, le=19)] = 1
+    deflate_level: Annotated[int, msgspec.Meta(ge=1, le=9)] = 1
+    deflate_min_bytes: Count = 128
     """Smaller frames are sent as they are."""
-    dictionary_max_bytes: int = 8 * KIB
+    dictionary_max_bytes: Count = 8 * KIB
     """Batches above this gain nothing from a dictionary."""
 
 
@@ -209,7 +245,7 @@ class Config(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole configuration. ``rooms`` maps a namespace to its options."""
 
     dev: bool = False
-    node: str | None = None
+    node: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
     """Name of this node in ``welcome``; without it, host name and process id."""
     server: Server = Server()
     limits: Limits = Limits()

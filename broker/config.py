@@ -190,6 +190,14 @@ class Key(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     audience: Text | None = None
 
 
+DEVELOPMENT_KEY = Key(
+    algorithm="HS256",
+    id="development",
+    secret="broker-development-key: published, never for production",  # noqa: S106 - public on purpose
+)
+"""Signs the tokens of ``dev = true``. Everybody knows it, so it is refused anywhere else."""
+
+
 class Auth(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who may connect."""
 

@@ -70,8 +70,8 @@ class Server(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     origins: tuple[Text, ...] = ()
     """Origins browsers may connect from (``https://app.example.com``); empty: same host only.
 
-    ``"loopback"`` stands for every port of this machine, ``"*"`` alone for any page at all:
-    tokens, not cookies, authenticate, so it lets strangers' pages try, not get in.
+    ``"loopback"`` stands for every page of this machine, ``"null"`` for sandboxed and local pages,
+    ``"*"`` for any page at all: tokens, not cookies, authenticate, so strangers' pages may try, no more.
     """
     trusted_proxies: tuple[Text, ...] = ()
     """Addresses or networks whose ``X-Forwarded-For`` names the client."""
@@ -188,14 +188,6 @@ class Key(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """URL of a JWK set; fetched again when an unknown ``kid`` comes, at most every 30 s."""
     issuer: Text | None = None
     audience: Text | None = None
-
-
-DEVELOPMENT_KEY = Key(
-    algorithm="HS256",
-    id="development",
-    secret="broker-development-key: published, never for production",  # noqa: S106 - public on purpose
-)
-"""Signs the tokens of ``dev = true``. Everybody knows it, so it is refused anywhere else."""
 
 
 class Auth(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -13,21 +13,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from broker.config import DEVELOPMENT_KEY, Config, Key
+import msgspec
+
+from broker.auth.keys import DEVELOPMENT_SECRET, KeyRing
+from broker.config import Config
+from broker.errors import ConfigurationError
+from broker.protocol.origin import OriginPolicy
 from broker.settings_names import Path, quote
-
-HMAC_SECRET_BYTES = 32
-"""RFC 7518 section 3.2: an HS256 key is at least as long as the hash it makes."""
-
-LOOPBACK_ORIGINS = "loopback"
-"""The word in ``server.origins`` that means every port of this machine."""
-
-ANY_ORIGIN = "*"
-
-_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
-"""An origin as browsers write it (RFC 6454 section 6.2): lower case, no path."""
-
-_DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 _FILE_BYTES = 1 << 20
 """Keys and certificates are a few KiB; reading stops here, also for ``/dev/zero``."""
@@ -49,9 +41,7 @@ def contradictions(config: Config) -> Iterator[Contradiction]:
     yield from _origins(config)
     yield from _proxies(config)
     yield from _identity(config)
-    for index, key in enumerate(config.auth.keys):
-        for problem, mend in _signing_key(key, dev=config.dev):
-            yield Contradiction((("auth", "keys"),), problem, mend, f"[{index}]")
+    yield from _keys(config)
     yield from _admin(config)
     yield from _rooms(config)
 
@@ -132,31 +122,23 @@ def _tls_pair(cert: str, key: str) -> str | None:
 
 def _origins(config: Config) -> Iterator[Contradiction]:
     for index, origin in enumerate(config.server.origins):
-        if origin in {LOOPBACK_ORIGINS, ANY_ORIGIN}:
-            continue
-        found = _ORIGIN.fullmatch(origin)
-        if found is None:
-            problem = f"{quote(origin)} is not an origin as browsers send it"
-            mend = f"write {quote(_suggested_origin(origin))}" + (
-                ", each host by its name"
-                if "*" in origin
-                else ": scheme://host[:port] in lower case, no path"
-            )
-        elif found[3] == _DEFAULT_PORTS.get(found[1]):
-            problem = f"{quote(origin)} names the default port, which browsers leave out"
-            mend = f"write {quote(found[1] + '://' + found[2])}"
-        elif found[3] is not None and not 0 < int(found[3]) <= 65535:
-            problem, mend = f"{quote(origin)} has no such port", "give a port from 1 to 65535"
-        else:
-            continue
-        yield Contradiction((("server", "origins"),), problem, mend, f"[{index}]")
+        try:
+            OriginPolicy.parse((origin,))
+        except ValueError:
+            mend = f"write {quote(_suggested_origin(origin))}: scheme://host[:port], every host by its name"
+            problem = f"{quote(origin)} is not an origin"
+            yield Contradiction((("server", "origins"),), problem, mend, f"[{index}]")
 
 
 def _suggested_origin(text: str) -> str:
     """What was probably meant by ``text``, or an example."""
-    scheme, _, rest = text.lower().rpartition("://")
+    scheme, _, rest = text.rpartition("://")
     guess = f"{scheme or 'https'}://{re.split('[/?#]', rest, maxsplit=1)[0]}"
-    return guess if _ORIGIN.fullmatch(guess) else "https://app.example.com"
+    try:
+        OriginPolicy.parse((guess,))
+    except ValueError:
+        return "https://app.example.com"
+    return guess
 
 
 def _proxies(config: Config) -> Iterator[Contradiction]:
@@ -177,58 +159,38 @@ def _identity(config: Config) -> Iterator[Contradiction]:
             "add an [[auth.keys]] table (config/broker.toml shows one), or set auth.anonymous = true, "
             "or start with --dev on your own machine",
         )
-    names = [(key.issuer, key.id) for key in auth.keys if key.id is not None]
-    for issuer, name in sorted(set(names), key=str):
-        if names.count((issuer, name)) > 1:
+
+
+def _keys(config: Config) -> Iterator[Contradiction]:
+    """The keys as the authentication will load them, each by itself so that every bad one is told."""
+    where = (("auth", "keys"),)
+    for index, key in enumerate(config.auth.keys):
+        alone = msgspec.structs.replace(config.auth, keys=(key,))
+        try:
+            KeyRing(alone, dev=config.dev, source="")
+        except ConfigurationError as error:
             yield Contradiction(
-                (("auth", "keys"),),
-                f"several keys of one issuer have the id {quote(name)}",
-                "give each key its own id",
+                where, error.problem, error.mend, error.key.replace("auth.keys[0]", f"[{index}]")
             )
-
-
-def _signing_key(key: Key, *, dev: bool) -> Iterator[tuple[str, str]]:
-    given = [name for name in ("secret", "file", "jwks") if getattr(key, name) is not None]
-    if len(given) != 1:
-        found = " and ".join(given) if given else "none of secret, file and jwks"
-        yield f"has {found}", "give exactly one of secret, file and jwks"
-        return
-    symmetric = key.algorithm == "HS256"
-    short = f"an HS256 key needs at least {HMAC_SECRET_BYTES} bytes (RFC 7518)"
-    make = "make one with: openssl rand -base64 48"
-    if key.secret is not None:
-        if not symmetric:
-            yield f"{key.algorithm} has no shared secret", "name the public key with file or jwks"
-        elif len(key.secret.encode()) < HMAC_SECRET_BYTES:
-            yield f"secret has {len(key.secret.encode())} bytes; {short}", make
-        elif key.secret == DEVELOPMENT_KEY.secret and not dev:
-            yield "secret is the published development key", make
-    elif key.file is not None:
-        content = _read(key.file)
-        if isinstance(content, str):
-            yield content, "give a file that this user may read"
-        elif symmetric and len(content.strip()) < HMAC_SECRET_BYTES:
-            yield f"{quote(key.file)} has {len(content.strip())} bytes; {short}", make
-        elif not content.strip():
-            yield f"{quote(key.file)} is empty", "put a PEM key or a JWK set into it"
-    elif key.jwks is not None:
-        if symmetric:
-            yield "a shared secret must not be fetched from a URL", "use secret or file"
-        elif not _safe_url(key.jwks):
-            yield (
-                f"{quote(key.jwks)} is not an https:// address",
-                "write https://… (http:// only for loopback)",
+            continue
+        if key.jwks is not None and not _safe_url(key.jwks):
+            problem = f"{quote(key.jwks)} can be forged on its way"
+            yield Contradiction(
+                where, problem, "write https:// (http:// only for loopback)", f"[{index}].jwks"
+            )
+        if key.secret == DEVELOPMENT_SECRET and not config.dev:
+            yield Contradiction(
+                where,
+                "everybody knows the development key",
+                "make one: openssl rand -hex 32",
+                f"[{index}].secret",
             )
 
 
 def _safe_url(text: str) -> bool:
     """Whether nobody on the way could swap what is fetched from there."""
-    try:
-        url = urlsplit(text)
-        host, _ = url.hostname, url.port
-    except ValueError:
-        return False
-    return bool(host) and (url.scheme == "https" or (url.scheme == "http" and is_loopback(host or "")))
+    url = urlsplit(text)
+    return url.scheme == "https" or is_loopback(url.hostname or "")
 
 
 def _admin(config: Config) -> Iterator[Contradiction]:

@@ -30,16 +30,16 @@ from typing import Any, NamedTuple, NoReturn
 import msgspec
 from msgspec import inspect
 
-from broker.config import DEVELOPMENT_KEY, Config, RoomOptions
+from broker.config import Config, RoomOptions
 from broker.errors import ConfigurationError
-from broker.settings_checks import LOOPBACK_ORIGINS, contradictions
+from broker.protocol.origin import LOOPBACK
+from broker.settings_checks import contradictions
 from broker.settings_names import Path, did_you_mean, dotted, flag, nearest, quote, show, variable
 from broker.settings_schema import KEYS, ROOM_KEYS, ROOT, Faults, conform, fields, find, parse
 
 DEVELOPMENT: dict[Path, Any] = {
     ("auth", "anonymous"): True,
-    ("auth", "keys"): (DEVELOPMENT_KEY,),
-    ("server", "origins"): (LOOPBACK_ORIGINS,),
+    ("server", "origins"): (LOOPBACK,),
     ("server", "echo"): True,
     ("rates", "enabled"): False,
     ("limits", "unauthenticated_per_address"): 0,
@@ -48,7 +48,8 @@ DEVELOPMENT: dict[Path, Any] = {
     ("rooms", "default", "publish"): "anyone",
     ("admin", "open_on_loopback"): True,
 }
-"""What ``dev = true`` changes; anything set in file, variable or flag wins over it."""
+"""What ``dev = true`` changes; anything set in file, variable or flag wins over it. The development
+key is :mod:`broker.auth.keys`' part: it stands in where ``auth.keys`` is empty."""
 
 NOT_SETTINGS = frozenset({"BROKER_CONFIG", "BROKER_URL", "BROKER_TOKEN"})
 """Variables of the command line that are no settings: the file, and what ``listen`` connects to."""

@@ -1,0 +1,141 @@
+"""The languages of the subjects: how to join, publish and ask, and how to read what they send.
+
+A dialect makes text; :mod:`bench.plan` frames it. ``read`` is called once per
+distinct payload of a run, so it may be slow and thorough.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import orjson
+import zstandard
+
+_RSV1 = 0x40
+_DEFLATE_TAIL = b"\x00\x00\xff\xff"
+"""Stripped by the sender of a compressed message (RFC 7692 section 7.2.1)."""
+_DECOMPRESSED_MAX = 64 << 20
+
+
+class Content(NamedTuple):
+    """What one payload said: the numbers of its events, and everything else that matters."""
+
+    events: list[int]
+    notices: list[str]
+
+
+class Dialect(Protocol):
+    """How one kind of server is spoken to."""
+
+    path: str
+    headers: tuple[str, ...]
+    engine_io: bool
+
+    def opening(self, room: str | None) -> list[str]:
+        """Texts to send after the upgrade, one upon each frame the server sends; ready upon one more."""
+
+    def publish(self, room: str, body: str) -> str:
+        """Publish ``body`` (JSON) in ``room``, without asking for a reply."""
+
+    def ask(self) -> str:
+        """Ask for one reply."""
+
+    def read(self, head: int, payload: bytes) -> Content:
+        """Understand one payload; ``head`` is the first byte of its frame. Raises ``ValueError``."""
+
+
+class Broker:
+    """The broker's own protocol (``docs/protocol.md``), also spoken by the ``ws`` and ``websockets`` peers.
+
+    ``codec`` is ``json``, ``zstd`` or ``deflate``. ``dictionary`` names the zstd
+    dictionary to ask for; ``dictionaries`` hold what is needed to read.
+    """
+
+    path = "/ws"
+    engine_io = False
+
+    def __init__(
+        self, codec: str = "json", *, dictionary: int | None = None, dictionaries: Mapping[int, bytes] | None = None
+    ) -> None:
+        self.codec = codec
+        self.headers = {
+            "json": (),
+            "zstd": ("Sec-WebSocket-Protocol: broker.v1.zstd",),
+            "deflate": ("Sec-WebSocket-Extensions: permessage-deflate",),
+        }[codec]
+        self._dictionary = dictionary
+        self._plain = zstandard.ZstdDecompressor()
+        self._by_id = {
+            number: zstandard.ZstdDecompressor(dict_data=zstandard.ZstdCompressionDict(data))
+            for number, data in (dictionaries or {}).items()
+        }
+
+    def opening(self, room: str | None) -> list[str]:
+        texts = []
+        if self._dictionary is not None:
+            texts.append(_json({"op": "dict", "id": 2, "dict": self._dictionary}))
+        if room is not None:
+            texts.append(_json({"op": "join", "id": 1, "room": room}))
+        return texts
+
+    def publish(self, room: str, body: str) -> str:
+        return f'{{"op":"publish","room":"{room}","event":"update","data":{body}}}'
+
+    def ask(self) -> str:
+        return _json({"op": "ping", "id": 2})
+
+    def read(self, head: int, payload: bytes) -> Content:
+        events: list[int] = []
+        notices: list[str] = []
+        for message in orjson.loads(self.plain(head, payload)):
+            match message["op"]:
+                case "event":
+                    events.append(int(message["data"]["n"]))
+                case "welcome" | "ok":
+                    pass
+                case op:
+                    notices.append(" ".join(str(message[key]) for key in ("op", "code", "reason") if key in message) or op)
+        return Content(events, notices)
+
+    def plain(self, head: int, payload: bytes) -> bytes:
+        """The JSON of a payload."""
+        if self.codec == "zstd":
+            frame = zstandard.get_frame_parameters(payload)
+            decompressor = self._by_id[frame.dict_id] if frame.dict_id else self._plain
+            return decompressor.decompress(payload, max_output_size=_DECOMPRESSED_MAX)
+        if head & _RSV1:
+            return zlib.decompressobj(-15).decompress(payload + _DEFLATE_TAIL, _DECOMPRESSED_MAX)
+        return payload
+
+
+class SocketIO:
+    """Socket.IO 4 over Engine.IO 4, WebSocket transport only."""
+
+    path = "/socket.io/?EIO=4&transport=websocket"
+    headers: tuple[str, ...] = ()
+    engine_io = True
+
+    def opening(self, room: str | None) -> list[str]:
+        """Upon Engine.IO's open packet the namespace's connect, upon its answer the join."""
+        return ["40"] if room is None else ["40", "420" + _json(["join", room])]
+
+    def publish(self, room: str, body: str) -> str:
+        return f'42["publish",{{"room":"{room}","event":"update","data":{body}}}]'
+
+    def ask(self) -> str:
+        return "421" + _json(["ask"])
+
+    def read(self, head: int, payload: bytes) -> Content:
+        text = payload.decode()
+        if text.startswith("42["):
+            name, message = orjson.loads(payload[2:])
+            return Content([int(message["data"]["n"])], []) if name == "event" else Content([], [name])
+        # Engine.IO's open, the namespace's connect, an acknowledgement.
+        expected = text.startswith(("0{", "40", "43"))
+        return Content([], [] if expected else [text[:40]])
+
+
+def _json(message: Any) -> str:
+    return orjson.dumps(message).decode()

@@ -1,0 +1,141 @@
+"""The subjects of the benchmark: how each is started, measured and stopped, all in the same way."""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+
+from bench.tools import CACHE, HERE, ROOT, Unavailable, compiled, node_modules, on_core
+
+_READY = re.compile(r"ready wss?://[^:/]+:(\d+)\S*(?: admin (\S+))?")
+_START_TIMEOUT = 30.0
+_STOP_TIMEOUT = 15.0
+_TAIL = 2000
+
+
+def broker_command() -> list[str]:
+    """The broker of this checkout, or what ``BENCH_BROKER`` says (a shell-like command line)."""
+    override = os.environ.get("BENCH_BROKER")
+    if override:
+        return shlex.split(override)
+    program = Path(sys.executable).parent / "broker"
+    if not program.exists():
+        raise Unavailable(f"{program} does not exist: run `make install`")
+    config = ROOT / "config" / "bench.toml"
+    return [str(program), "serve", "--config", str(config), "--port", "0", "--admin-port", "0"]
+
+
+def _node(script: str) -> list[str]:
+    return ["node", str(node_modules() / script)]
+
+
+COMMANDS: Mapping[str, Callable[[], list[str]]] = {
+    "broker": broker_command,
+    "floor": lambda: [str(compiled("floor"))],
+    "ws": lambda: _node("ws.mjs"),
+    "socketio": lambda: _node("socketio.mjs"),
+    "websockets": lambda: [sys.executable, str(HERE / "peers" / "websockets_peer.py")],
+}
+"""Subject → what starts it; each prints one line ``ready ws://HOST:PORT/…``. May raise ``Unavailable``."""
+
+
+class ServerFailed(Exception):
+    """A subject did not start, or died."""
+
+
+class Server:
+    """A running subject, pinned to ``core``. A context manager: leaving it stops the process.
+
+    ``port`` is its client port, ``admin`` the URL of its admin port where it has one.
+    """
+
+    def __init__(self, name: str, core: int | None, extra: list[str] | None = None) -> None:
+        self.name = name
+        CACHE.mkdir(parents=True, exist_ok=True)
+        self._log = CACHE / f"{name}.log"
+        command = COMMANDS[name]() + (extra or [])
+        with self._log.open("wb") as log, on_core(core):
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, cwd=ROOT
+            )
+        try:
+            self.port, self.admin = self._wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL when that takes too long."""
+        process = self._process
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(_STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(_STOP_TIMEOUT)
+        if process.stdout is not None:
+            process.stdout.close()
+
+    def check(self) -> None:
+        """Raise :class:`ServerFailed` if it is no longer running."""
+        if self._process.poll() is not None:
+            raise ServerFailed(f"{self.name} ended with {self._process.returncode}:\n{self._tail()}")
+
+    def cpu(self) -> int:
+        """CPU time of all its threads so far (ns), to the scheduler's tick of a few ms.
+
+        ``schedstat`` and not ``stat``: the latter counts in steps of 10 ms.
+        """
+        total = 0
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            total += int((task / "schedstat").read_text().split()[0])
+        return total
+
+    def memory(self) -> int:
+        """Resident memory (B), exact: ``VmRSS`` in ``status`` lags by a batch of pages per thread."""
+        text = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
+        found = re.search(r"^Rss:\s+(\d+) kB", text, re.MULTILINE)
+        assert found is not None
+        return int(found[1]) * 1024
+
+    def _wait_ready(self) -> tuple[int, str | None]:
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + _START_TIMEOUT
+        said = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            while b"\n" not in said:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    raise ServerFailed(f"{self.name} was not ready within {_START_TIMEOUT:.0f} s:\n{self._tail()}")
+                more = os.read(self._process.stdout.fileno(), 4096)
+                if not more:
+                    raise ServerFailed(f"{self.name} did not start:\n{self._tail()}")
+                said += more
+        found = _READY.match(said.decode())
+        if found is None:
+            raise ServerFailed(f"{self.name} said {said!r} instead of 'ready ws://HOST:PORT/…'")
+        return int(found[1]), found[2]
+
+    def _tail(self) -> str:
+        return self._log.read_bytes()[-_TAIL:].decode(errors="replace").strip()

@@ -98,7 +98,7 @@ class Server(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Limits(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Bounds against floods. 0 means no limit, except where said otherwise."""
+    """Bounds against floods. Where 0 is allowed it means no limit, except where said otherwise."""
 
     connections: Count = 0
     """Connections of this process; 0: 90 % of the descriptors the system grants."""
@@ -117,8 +117,8 @@ class Limits(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Messages in one array from a client."""
     control_frames: PerSecond = 10.0
     """Pings and pongs a second from one connection."""
-    rooms_per_session: Count = 128
-    rooms: Count = 1_000_000
+    rooms_per_session: Some = 128
+    rooms: Some = 1_000_000
     """Rooms alive on this node."""
     state_bytes: Size = 2 * KIB
     inbox_messages: Some = 64
@@ -260,8 +260,19 @@ class Config(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def options(self, room: str) -> RoomOptions:
         """Options of ``room``: its namespace's, else the default's."""
         namespace = room.partition(":")[0]
-        found = self.rooms.get(namespace) or self.rooms.get("default")
-        return found if found is not None else _CLOSED
+        found = self.rooms.get(namespace)
+        if found is not None:
+            return found
+        default = self.rooms.get("default", _CLOSED)
+        return default if namespace != "user" else for_users(default)
 
 
 _CLOSED = RoomOptions()
+
+USER_HISTORY = 200
+"""Events that ``user:`` rooms keep unless ``[rooms.user]`` says otherwise: they always have history."""
+
+
+def for_users(default: RoomOptions) -> RoomOptions:
+    """Options of ``user:`` rooms where there is no ``[rooms.user]``."""
+    return msgspec.structs.replace(default, history=max(default.history, USER_HISTORY))

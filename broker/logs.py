@@ -166,7 +166,7 @@ class _Bridge(logging.Handler):
 
 
 def sanitise(_logger: WrappedLogger | None, _method: str, event: EventDict) -> EventDict:
-    """Processor: no secret, no control character, no endless field leaves the process; the fixed fields first."""
+    """Processor: no secret, no control character, no endless field; the fixed fields come first."""
     clean = {name: event.pop(name) for name in ("timestamp", "level", "logger") if name in event}
     clean["event"] = clean_text(str(event.pop("event", "")))
     for name, value in event.items():

@@ -16,7 +16,8 @@ one). For namespaces in no file use ``--set rooms.live-data.history=100``.
 Lists are separated by commas; ``auth.keys`` is a JSON array.
 
 Rooms. A key missing in ``[rooms.deal]`` comes from ``[rooms.default]``, then
-from the schema. After loading every table is complete, and ``default`` exists.
+from the schema. After loading every table is complete, and there are tables for
+``default`` and for ``user``, which keeps history in any case.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any, NamedTuple, NoReturn
 import msgspec
 from msgspec import inspect
 
-from broker.config import Config, RoomOptions
+from broker.config import Config, RoomOptions, for_users
 from broker.errors import ConfigurationError
 from broker.protocol.origin import LOOPBACK
 from broker.settings_checks import contradictions
@@ -296,10 +297,13 @@ def _mend_unknown(path: Path, known: Iterable[str]) -> str:
 def _build(values: Mapping[Path, Any]) -> Config:
     """The configuration with ``values``, which conform, in place of the schema's defaults."""
     rooms: dict[str, RoomOptions] = {}
-    namespaces = ["default", *sorted({path[1] for path in values if path[0] == "rooms"} - {"default"})]
+    named = {path[1] for path in values if path[0] == "rooms"} - {"default"}
+    namespaces = ["default", *sorted(named | {"user"})]
     for namespace in namespaces:
         own = {path[2]: value for path, value in values.items() if path[:2] == ("rooms", namespace)}
-        rooms[namespace] = msgspec.structs.replace(rooms.get("default", RoomOptions()), **own)
+        base = rooms.get("default", RoomOptions())
+        base = for_users(base) if namespace == "user" else base
+        rooms[namespace] = msgspec.structs.replace(base, **own)
     config: Config = _replace(Config(), values, ())
     return msgspec.structs.replace(config, rooms=rooms)
 

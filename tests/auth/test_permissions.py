@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import pytest
 from hypothesis import given
@@ -100,7 +100,7 @@ def test_user_ids_must_fit_behind_their_prefix() -> None:
 def naive_match(pattern: str, room: str) -> bool:
     """The meaning of a pattern, by the book: a star is nothing, or one character and the star again."""
 
-    @lru_cache(maxsize=None)
+    @cache
     def match(p: int, r: int) -> bool:
         if p == len(pattern):
             return r == len(room)

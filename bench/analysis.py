@@ -1,4 +1,4 @@
-"""Holds a recording against its workload: did every session get every event meant for it, once, in order, how late?
+"""Holds a recording against its workload: whether all arrived that was meant to, once, in order, how late.
 
 Theory. A record says that a connection received a payload; a payload, decoded
 once, holds the numbers of its events. Spreading each record into its events
@@ -94,15 +94,19 @@ class Verdict:
 
 
 class _Contents:
-    """All distinct payloads, decoded: ``numbers[first[p] : first[p] + count[p]]`` are the events of payload p."""
+    """All distinct payloads, decoded; ``numbers[first[p] : first[p] + count[p]]`` are the events of p."""
 
     def __init__(self, recording: Recording, read: Read) -> None:
         contents = [_read(read, *recording.payload(number)) for number in range(len(recording.payloads))]
         self.unreadable = sum(content is None for content in contents)
         self.count = np.array([len(content.events) if content else 0 for content in contents], dtype=np.int64)
         self.first = np.cumsum(self.count) - self.count
-        self.numbers = np.array([n for content in contents if content for n in content.events], dtype=np.int64)
-        self.notices = {number: content.notices for number, content in enumerate(contents) if content and content.notices}
+        self.numbers = np.array(
+            [n for content in contents if content for n in content.events], dtype=np.int64
+        )
+        self.notices = {
+            number: content.notices for number, content in enumerate(contents) if content and content.notices
+        }
 
 
 def _read(read: Read, head: int, payload: bytes) -> Content | None:
@@ -134,7 +138,7 @@ def analyse(workload: Workload, recording: Recording, read: Read) -> Verdict:
     return verdict
 
 
-def _milliseconds(nanoseconds: NDArray[np.uint64]) -> NDArray[np.float32]:
+def _milliseconds(nanoseconds: NDArray[Any]) -> NDArray[np.float32]:
     return (nanoseconds.astype(np.int64) / 1e6).astype(np.float32)
 
 
@@ -167,7 +171,9 @@ class _Order:
         self.rank[by_room] = np.arange(len(by_room)) - starts[rooms[by_room]]
 
 
-def _count_deliveries(verdict: Verdict, workload: Workload, recording: Recording, contents: _Contents) -> None:
+def _count_deliveries(
+    verdict: Verdict, workload: Workload, recording: Recording, contents: _Contents
+) -> None:
     order = _Order(workload, recording.sent_at > 0)
     member = workload.member.astype(np.int64)
     held = np.ones(workload.connections, dtype=bool)
@@ -206,7 +212,7 @@ def _portions(records: NDArray[Any], count: NDArray[np.int64]) -> Iterator[NDArr
         begin = end
 
 
-def _check(
+def _check(  # noqa: PLR0917 - all that is known of the run
     verdict: Verdict,
     workload: Workload,
     recording: Recording,
@@ -238,12 +244,11 @@ def _check(
     verdict.arrived += arrived
     verdict.duplicated += len(number) - arrived
     verdict.reordered += _overtaken(connection, number, workload.publisher)
-    return ((at - recording.started - workload.at[number].astype(np.int64)) / 1e6).astype(np.float32)
+    late: NDArray[np.int64] = at - recording.started - workload.at[number].astype(np.int64)
+    return _milliseconds(late)
 
 
-def _overtaken(
-    connection: NDArray[np.int64], number: NDArray[np.int64], publisher: NDArray[np.int32]
-) -> int:
+def _overtaken(connection: NDArray[np.int64], number: NDArray[np.int64], publisher: NDArray[np.int32]) -> int:
     """How many deliveries came after a later one of the same publisher to the same connection."""
     if not np.any((connection[1:] == connection[:-1]) & (number[1:] < number[:-1])):
         return 0  # the common case: in order over all publishers, no need to sort

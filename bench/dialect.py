@@ -57,7 +57,11 @@ class Broker:
     engine_io = False
 
     def __init__(
-        self, codec: str = "json", *, dictionary: int | None = None, dictionaries: Mapping[int, bytes] | None = None
+        self,
+        codec: str = "json",
+        *,
+        dictionary: int | None = None,
+        dictionaries: Mapping[int, bytes] | None = None,
     ) -> None:
         self.codec = codec
         self.headers = {
@@ -96,7 +100,10 @@ class Broker:
                 case "welcome" | "ok":
                     pass
                 case op:
-                    notices.append(" ".join(str(message[key]) for key in ("op", "code", "reason") if key in message) or op)
+                    notices.append(
+                        " ".join(str(message[key]) for key in ("op", "code", "reason") if key in message)
+                        or op
+                    )
         return Content(events, notices)
 
     def plain(self, head: int, payload: bytes) -> bytes:

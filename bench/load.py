@@ -19,7 +19,7 @@ Progress = Callable[[str, int, int], None]
 _STOP_TIMEOUT = 10.0
 
 
-class LoadFailed(Exception):
+class LoadError(Exception):
     """The load client ended early or did not answer in time."""
 
 
@@ -61,7 +61,7 @@ class LoadClient:
         self._recording.unlink(missing_ok=True)
 
     def wait(self, phase: str, timeout: float) -> tuple[int, int]:
-        """Wait for a phase and return its two numbers. Raises :class:`LoadFailed`."""
+        """Wait for a phase and return its two numbers. Raises :class:`LoadError`."""
         deadline = time.monotonic() + timeout
         while (line := self._lines.next(deadline)) is not None:
             name, first, second = line.split()
@@ -93,11 +93,11 @@ class LoadClient:
         except BrokenPipeError:
             raise self._failed("it is gone") from None
 
-    def _failed(self, problem: str) -> LoadFailed:
+    def _failed(self, problem: str) -> LoadError:
         said = b""
         if self._process.poll() is not None and self._process.stderr is not None:
             said = self._process.stderr.read()
-        return LoadFailed(f"load client: {problem}{': ' if said else ''}{said.decode().strip()}")
+        return LoadError(f"load client: {problem}{': ' if said else ''}{said.decode().strip()}")
 
 
 class _Lines:

@@ -1,4 +1,4 @@
-"""A workload in a dialect, as the file that ``load.c`` reads: all that is sent is made here, before the run."""
+"""A workload in a dialect, as the file that ``load.c`` reads: all that is sent is made before the run."""
 
 from __future__ import annotations
 
@@ -71,7 +71,10 @@ def write_plan(path: Path, workload: Workload, dialect: Dialect, port: int, pace
         pace.in_flight,
         dialect.engine_io,
         round(1e9 / pace.connect_rate) if pace.connect_rate else 0,
-        *(round(seconds * 1e9) for seconds in (pace.setup_timeout, pace.lead, pace.quiet, pace.settle_timeout)),
+        *(
+            round(seconds * 1e9)
+            for seconds in (pace.setup_timeout, pace.lead, pace.quiet, pace.settle_timeout)
+        ),
     )
     with path.open("wb") as file:
         file.write(_pad(header))

@@ -19,7 +19,10 @@ PAYLOAD = np.dtype([("offset", np.uint64), ("length", np.uint32), ("head", np.ui
 HEADER = np.dtype(
     [("magic", "S8")]
     + [(name, np.uint64) for name in ("records", "payloads", "arena", "overflow")]
-    + [(name, np.uint64) for name in ("setup_started", "setup_ended", "started", "published", "last_data", "ended")]
+    + [
+        (name, np.uint64)
+        for name in ("setup_started", "setup_ended", "started", "published", "last_data", "ended")
+    ]
     + [(name, np.uint32) for name in ("connections", "publishes", "finals_missing", "unsent_bytes")]
 )
 

@@ -47,7 +47,7 @@ COMMANDS: Mapping[str, Callable[[], list[str]]] = {
 """Subject → what starts it; each prints one line ``ready ws://HOST:PORT/…``. May raise ``Unavailable``."""
 
 
-class ServerFailed(Exception):
+class ServerError(Exception):
     """A subject did not start, or died."""
 
 
@@ -98,9 +98,9 @@ class Server:
             process.stdout.close()
 
     def check(self) -> None:
-        """Raise :class:`ServerFailed` if it is no longer running."""
+        """Raise :class:`ServerError` if it is no longer running."""
         if self._process.poll() is not None:
-            raise ServerFailed(f"{self.name} ended with {self._process.returncode}:\n{self._tail()}")
+            raise ServerError(f"{self.name} ended with {self._process.returncode}:\n{self._tail()}")
 
     def cpu(self) -> int:
         """CPU time of all its threads so far (ns), to the scheduler's tick of a few ms.
@@ -127,14 +127,16 @@ class Server:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             while b"\n" not in said:
                 if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise ServerFailed(f"{self.name} was not ready within {_START_TIMEOUT:.0f} s:\n{self._tail()}")
+                    raise ServerError(
+                        f"{self.name} was not ready within {_START_TIMEOUT:.0f} s:\n{self._tail()}"
+                    )
                 more = os.read(self._process.stdout.fileno(), 4096)
                 if not more:
-                    raise ServerFailed(f"{self.name} did not start:\n{self._tail()}")
+                    raise ServerError(f"{self.name} did not start:\n{self._tail()}")
                 said += more
         found = _READY.match(said.decode())
         if found is None:
-            raise ServerFailed(f"{self.name} said {said!r} instead of 'ready ws://HOST:PORT/…'")
+            raise ServerError(f"{self.name} said {said!r} instead of 'ready ws://HOST:PORT/…'")
         return int(found[1]), found[2]
 
     def _tail(self) -> str:

@@ -66,6 +66,7 @@ def one_room(
     rate: float,
     seconds: float,
     bodies: Sequence[str],
+    *,
     room: str = "bench:room",
     deaf: frozenset[int] = frozenset(),
 ) -> Workload:
@@ -83,7 +84,7 @@ def one_room(
 
 
 def many_rooms(connections: int, rooms: int, rate: float, seconds: float, bodies: Sequence[str]) -> Workload:
-    """``connections`` spread evenly over ``rooms``; each publish goes to the next room, from one of its members."""
+    """``connections`` spread evenly over ``rooms``; publishes go round the rooms, from members in turn."""
     at = even(rate, seconds)
     number = np.arange(len(at), dtype=np.int64)
     room = (number % rooms).astype(np.int32)

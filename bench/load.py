@@ -68,6 +68,9 @@ class LoadClient:
             if name == phase:
                 return int(first), int(second)
             self._progress(name, int(first), int(second))
+        if time.monotonic() < deadline:
+            self._process.wait(_STOP_TIMEOUT)
+            raise self._failed(f"it ended before {phase!r}")
         raise self._failed(f"{phase!r} did not come within {timeout:.0f} s")
 
     def go(self) -> None:

@@ -137,21 +137,28 @@ async def _download(client: httpx.AsyncClient, url: str) -> bytes:
     """The body behind ``url``. Raises :class:`FetchFailed`."""
     import httpx  # noqa: PLC0415 - loaded by run() already
 
+    body = bytearray()
+    too_large = False
     try:
-        with trio.fail_after(FETCH_SECONDS):
+        with trio.move_on_after(FETCH_SECONDS) as scope:
             async with client.stream("GET", url, follow_redirects=False) as response:
                 if response.status_code != 200:
                     raise FetchFailed(f"it answered {response.status_code}; redirects are not followed")
                 if response.headers.get("content-encoding", "identity") != "identity":
                     # Unasked for, and a few kB of it could inflate to gigabytes.
                     raise FetchFailed("it answered with a content encoding")
-                body = bytearray()
                 async for chunk in response.aiter_raw():
-                    body += chunk
-                    if len(body) > MAX_SET_BYTES:
-                        raise FetchFailed(f"its answer is larger than {MAX_SET_BYTES} bytes")
-    except trio.TooSlowError:
-        raise FetchFailed(f"no answer within {FETCH_SECONDS:.0f} s") from None
+                    if len(body) + len(chunk) > MAX_SET_BYTES:
+                        # Leaving the loop would abandon the generators inside httpx and httpcore (Trio
+                        # warns of each); a cancellation unwinds them all, from the innermost await.
+                        too_large = True
+                        scope.cancel()
+                    else:
+                        body += chunk
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
         raise FetchFailed(f"{type(error).__name__}: {error}") from error
+    if too_large:
+        raise FetchFailed(f"its answer is larger than {MAX_SET_BYTES} bytes")
+    if scope.cancelled_caught:
+        raise FetchFailed(f"no answer within {FETCH_SECONDS:.0f} s")
     return bytes(body)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from broker.auth.permissions import (
@@ -114,11 +114,18 @@ def naive_match(pattern: str, room: str) -> bool:
 
 
 small = st.text("ab:", min_size=1, max_size=12)
+tiny = st.text("a", min_size=1, max_size=3)
 rooms = small | st.sampled_from(["all", "user:a", "user:", "user", "allb", "a\u2028b"])
 patterns = st.text("ab:*", min_size=1, max_size=9) | rooms | st.sampled_from(["*", "user:*", "a*l", "us*"])
 
 
-@given(st.lists(patterns, max_size=5), rooms)
+@given(
+    st.lists(patterns, max_size=5) | st.lists(st.text("a*", min_size=1, max_size=4), max_size=1), rooms | tiny
+)
+@example(["a*a"], "a")
+@example(["ab*ba"], "aba")
+@example(["a*b*b"], "ab")
+@example(["*a*a*"], "a")
 def test_matching_agrees_with_the_naive_model(names: list[str], room: str) -> None:
     expected = any(naive_match(name, room) for name in names)
     assert compile_patterns(tuple(names)).match(room) == expected

@@ -212,12 +212,10 @@ def _admin(config: Config) -> Iterator[Contradiction]:
 
 
 def _rooms(config: Config) -> Iterator[Contradiction]:
-    if config.store.data is not None:
-        return
-    for name, options in config.rooms.items():
-        if options.record:
-            yield Contradiction(
-                (("rooms", name, "record"), ("rooms", "default", "record"), ("store", "data")),
-                "samples need a place on disk",
-                "set store.data, or record = false",
-            )
+    recorded = next((name for name, options in config.rooms.items() if options.record), None)
+    if recorded is not None and config.store.data is None:
+        yield Contradiction(
+            (("rooms", recorded, "record"), ("rooms", "default", "record"), ("store", "data")),
+            "samples need a place on disk",
+            "set store.data, or record = false",
+        )

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple, NoReturn
 import msgspec
 from msgspec import inspect
 
+from broker.auth.permissions import valid_room
 from broker.config import Config, RoomOptions, for_users
 from broker.errors import ConfigurationError
 from broker.protocol.origin import LOOPBACK
@@ -57,9 +58,6 @@ NOT_SETTINGS = frozenset({"BROKER_CONFIG", "BROKER_URL", "BROKER_TOKEN"})
 
 _SERVICE_LINK = re.compile(r"BROKER_(SERVICE_(HOST|PORT)\w*|PORT|PORT_\d+_\w+)")
 """What Kubernetes puts into every container next to a Service that is called ``broker``."""
-
-_NAMESPACE_BYTES = 200
-"""A room's whole name has at most this many bytes."""
 
 
 class _Given(NamedTuple):
@@ -91,7 +89,8 @@ def load(path: FilePath | None, *, env: Mapping[str, str], flags: Mapping[str, A
     """
     if path is None and env.get("BROKER_CONFIG"):
         path = FilePath(env["BROKER_CONFIG"])
-    reader = _Reader(str(path) if path is not None else "configuration")
+    name = "configuration" if path is None else str(path)
+    reader = _Reader(name if name.isprintable() else quote(name))
     if path is not None:
         reader.read_file(path)
     reader.read_environment(env)
@@ -177,8 +176,7 @@ class _Reader:
 
     def _is_namespace(self, source: str, name: str) -> bool:
         """Whether rooms can have this namespace; if not, it is refused."""
-        legal = name.isprintable() and 0 < len(name.encode(errors="replace")) <= _NAMESPACE_BYTES
-        if legal and not set(name) & set(":*"):
+        if valid_room(name) and ":" not in name:
             return True
         meant = name.partition(":")[0].replace("*", "")
         mend = (
@@ -209,11 +207,9 @@ class _Reader:
         if _SERVICE_LINK.fullmatch(name):
             mend = "unset it; if Kubernetes made it for a Service named broker, set enableServiceLinks: false"
         else:
-            mend = (
-                did_you_mean(name, names)
-                if nearest(name, names)
-                else "remove it; `broker serve --help` names all keys"
-            )
+            # Compared without the prefix, which alone would make every name look like every other.
+            meant = nearest(name.removeprefix("BROKER_"), [known.removeprefix("BROKER_") for known in names])
+            mend = f"did you mean BROKER_{meant}?" if meant else "remove it; `broker serve --help` names all"
         self.refuse("environment", dotted((name,)), "unknown variable", mend)
 
     def _room_variable(self, name: str) -> Path | None:
@@ -252,7 +248,7 @@ class _Reader:
                 mend = did_you_mean(path[-1] if known is ROOM_KEYS else name, known)
                 if nearest(name, known) is None and known is not ROOM_KEYS:
                     mend = "`broker serve --help` names all keys; rooms are rooms.NAMESPACE.KEY"
-                self.refuse("flag --set", name, "unknown key", mend)
+                self.refuse("flag --set", dotted(path), "unknown key", mend)
             elif first != "rooms" or self._is_namespace("flag --set", path[1]):
                 read = parse(value, key.kind) if isinstance(value, str) else value
                 self.given[path] = _Given(read, f"flag {flag(path)}")

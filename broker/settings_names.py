@@ -93,12 +93,13 @@ def show(value: object, *, hidden: bool = False) -> str:
     """``value`` as TOML writes it, cut to a length a person reads, with its type."""
     if hidden:
         return f"a hidden value ({type_name(value)})"
-    text = _toml(value)
+    text = toml(value)
     cut = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
     return f"{cut} ({type_name(value)})"
 
 
-def _toml(value: object) -> str:
+def toml(value: object) -> str:
+    """A value as TOML writes it; long texts and deep lists are cut, tables left out."""
     match value:
         case bool():
             return "true" if value else "false"
@@ -108,7 +109,7 @@ def _toml(value: object) -> str:
             return quote(value[: _SHOWN + 1])
         case list() | tuple():
             # One level is shown: JSON from a variable may nest deeper than Python recurses.
-            return "[" + ", ".join(_toml(item) if _flat(item) else "[…]" for item in value[:_SHOWN]) + "]"
+            return "[" + ", ".join(toml(item) if _flat(item) else "[…]" for item in value[:_SHOWN]) + "]"
         case dict():
             return "{…}"
         case _:
@@ -131,7 +132,7 @@ def describe(kind: inspect.Type) -> str:
         case inspect.LiteralType():
             return "one of " + ", ".join(map(str, kind.values))
         case inspect.StrType():
-            return "text" if kind.max_length is None else f"text of 1 to {kind.max_length:,} characters"
+            return "text" if kind.max_length is None else f"text of 1 to {kind.max_length:_} characters"
         case inspect.VarTupleType():
             what = "tables" if isinstance(kind.item_type, inspect.StructType) else "texts"
             return f"a list of {what}"
@@ -142,8 +143,9 @@ def describe(kind: inspect.Type) -> str:
 
 
 def _range(kind: inspect.IntType | inspect.FloatType) -> str:
-    low = f" from {kind.ge:_}" if kind.ge is not None else f" above {kind.gt:_}"
-    return f"{low} to {kind.le:_}"
+    if kind.ge is not None:
+        return f" from {kind.ge:_} to {kind.le:_}"
+    return f" above {kind.gt:_}, at most {kind.le:_}"
 
 
 def required(kind: inspect.Type) -> inspect.Type:

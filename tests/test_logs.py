@@ -46,7 +46,6 @@ class Unprintable:
 def _restore() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    root.handlers[:] = []  # pytest's own raise on a record that cannot be formatted
     yield
     structlog.reset_defaults()
     root.handlers[:] = handlers
@@ -137,6 +136,7 @@ def test_a_long_traceback_keeps_its_end() -> None:
 
 
 def test_libraries_log_through_the_same_chain() -> None:
+    logging.getLogger().handlers[:] = []  # pytest's own raise on a record that cannot be formatted
     stream = io.StringIO()
     configure(stream=stream)
     configure(stream=stream)  # once more does not double the lines

@@ -1,0 +1,418 @@
+"""The centre: every room of this node, and what happens in them. Synchronous.
+
+The edge calls in with sinks (sessions), the engine with stored events; the hub
+keeps both directions of every index and leaves sending to the fan-out. Nothing
+here waits, so nothing interleaves, so there are no locks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from broker.config import Config, RoomOptions
+from broker.engine.base import Done, Engine, Retention, Seen
+from broker.errors import BrokerError, CloseCode, ErrorCode
+from broker.hub import presence
+from broker.hub.fanout import FanOut
+from broker.hub.rooms import ALL_ROOM, USER_PREFIX, Member, MemberState, Room, Sink, Verdict
+from broker.protocol.codec import Encoder
+from broker.protocol.events import Event, Position
+from broker.protocol.filters import Filter
+from broker.protocol.messages import batch, encode_op
+
+LINGER = 5.0
+"""Seconds an empty room is kept: a reload or a short reconnect finds it warm."""
+
+
+class Hub:
+    """Rooms, members, publishing.
+
+    ``monotonic`` and ``wall`` are clocks in seconds. ``wake`` is called when
+    the fan-out has work and nobody is doing it. ``sample`` is offered (namespace,
+    wire form) of each event in namespaces with ``record``.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        encoder: Encoder,
+        *,
+        monotonic: Callable[[], float],
+        wall: Callable[[], float],
+        wake: Callable[[], None],
+        sample: Callable[[str, bytes], None] | None = None,
+    ) -> None:
+        self._config = config
+        self._engine = engine
+        self._monotonic = monotonic
+        self._wall = wall
+        self._sample = sample
+        self.encoder = encoder
+        self.rooms: dict[str, Room] = {}
+        self.fanout = FanOut(encoder, self._refused, wake)
+        self._stirred: dict[Room, None] = {}
+        self._idle: dict[Room, None] = {}
+        self.published = 0
+        self.dropped = 0
+        """Events that a session missed because it read too slowly (policy ``drop``)."""
+        self.superseded = 0
+        """Events replaced by a newer one of their slot before they were sent (policy ``latest``)."""
+        self.lost_told = 0
+
+    # -- rooms ----------------------------------------------------------------
+
+    def options(self, room: str) -> RoomOptions:
+        """Options of the room's namespace."""
+        return self._config.options(room)
+
+    def retention(self, room: str) -> Retention:
+        """How much of its past the engine keeps."""
+        options = self._config.options(room)
+        return Retention(options.history, options.history_ttl)
+
+    def find(self, name: str) -> Room | None:
+        """The room, if it is alive and warm or can be made so without waiting.
+
+        ``None``: its stream must first be opened; then call :meth:`obtain`.
+        """
+        room = self.rooms.get(name)
+        if room is not None:
+            return room
+        options = self._config.options(name)
+        if not options.history:
+            return self.obtain(name, None)
+        position = self._engine.position(name)
+        return self.obtain(name, position) if position is not None else None
+
+    def obtain(self, name: str, position: Position | None, past: Iterable[Event] = ()) -> Room:
+        """The room, made if need be, with its stream at ``position``.
+
+        ``past`` refills the slots of a room with history and ``last_value``.
+        """
+        room = self.rooms.get(name)
+        if room is None:
+            if len(self.rooms) >= self._config.limits.rooms:
+                raise BrokerError(ErrorCode.LIMIT_EXCEEDED, "this node is full of rooms", room=name)
+            room = self.rooms[name] = Room(name, self._config.options(name), position)
+            for event in past:
+                room.remember(event)
+            self._rest(room)
+        return room
+
+    def needs_past(self, name: str) -> bool:
+        """Whether :meth:`obtain` wants the stored events of ``name``, to know its slots again."""
+        options = self._config.options(name)
+        return bool(options.last_value and options.history)
+
+    def top(self, room: Room) -> Position:
+        """Newest position of a room with history."""
+        assert room.position is not None
+        return room.position
+
+    # -- joining and leaving ----------------------------------------------------
+
+    def join(self, sink: Sink, room: Room, filter_: Filter | None = None, *, watches: bool = False) -> Member:
+        """Make ``sink`` a member that is not live yet; call :meth:`go_live` or drive a ``CatchUp``.
+
+        Replaces an earlier membership and keeps its presence.
+        """
+        old = sink.memberships.get(room.name)
+        member = Member(sink, room, filter_, watches, self._wall())
+        if old is not None:
+            member.joined_at, member.state, member.seen = old.joined_at, old.state, old.seen
+            room.exit(old)
+            self.fanout.hid_members.pop(old, None)
+        room.enter(member)
+        self._idle.pop(room, None)
+        if presence.has_presence(room):
+            if old is None:
+                presence.note_joined(room, member)
+                self._stir(room)
+            elif room.joined is not None and sink.id in room.joined:
+                room.joined[sink.id] = member
+            elif room.touched is not None and sink.id in room.touched:
+                room.touched[sink.id] = member
+        return member
+
+    def go_live(self, member: Member) -> None:
+        """From now on the member gets every event; what is pending goes to the others first."""
+        room = member.room
+        if room.pending:
+            self.fanout.flush()
+        room.make_live(member)
+
+    def send_slots(self, member: Member, up_to: int | None = None) -> None:
+        """Send the newest event of every slot (up to an offset), as far as the filter lets them pass."""
+        room = member.room
+        if room.slots is None or not room.options.last_value:
+            return
+        for event in room.slots.values():
+            if up_to is not None and event.offset > up_to:
+                continue
+            if member.filter is None or member.filter(event.tags):
+                member.sink.post(event.wire)
+
+    def leave(self, member: Member) -> None:
+        """End a membership."""
+        room = member.room
+        room.exit(member)
+        self.fanout.hid_members.pop(member, None)
+        if presence.has_presence(room):
+            presence.note_left(room, member)
+            self._stir(room)
+        if not room.members:
+            self._rest(room)
+
+    def leave_all(self, sink: Sink) -> None:
+        """End every membership of a session that is gone."""
+        for member in list(sink.memberships.values()):
+            self.leave(member)
+
+    def take_away(self, member: Member, code: ErrorCode) -> None:
+        """End a membership against the session's will, and say so."""
+        self.leave(member)
+        member.sink.post(encode_op("left", room=member.room.name, code=code))
+
+    def regroup(self, sink: Sink) -> None:
+        """Encode for ``sink`` anew: its codec for some rooms has changed."""
+        for member in sink.memberships.values():
+            if member.status is MemberState.LIVE:
+                if member.room.pending:
+                    self.fanout.flush()
+                member.room.set_apart(member, MemberState.CATCHING_UP)
+                member.room.make_live(member)
+
+    # -- publishing -------------------------------------------------------------
+
+    def publish(self, event: Event, done: Done | None = None) -> None:
+        """Hand an event to everyone it is meant for; in a room with history once it is stored.
+
+        ``done`` is called with the position, or with the error; in an
+        ephemeral room it is not called, for there is nothing to wait for.
+        """
+        options = self._config.options(event.room)
+        self.published += 1
+        if options.record and self._sample is not None:
+            self._sample(event.room.partition(":")[0], event.body)
+        if options.history:
+            self._engine.publish(event, Retention(options.history, options.history_ttl), done or _ignore)
+            return
+        room = self.rooms.get(event.room)
+        if room is None:
+            if not options.last_value or event.slot is None:
+                return  # nobody is here, and nobody will ask
+            room = self.obtain(event.room, None)
+        self._accept(room, event)
+
+    def deliver(self, events: Sequence[Event]) -> None:
+        """Take stored events from the engine, in order per room."""
+        for event in events:
+            room = self.rooms.get(event.room)
+            if room is None or event.position is None or room.position is None:
+                continue
+            if event.position.epoch != room.position.epoch:
+                self._change_epoch(room, event.position)
+            elif event.position.offset <= room.position.offset:
+                continue  # known already from when the room was opened
+            room.position = event.position
+            self._accept(room, event)
+
+    def _accept(self, room: Room, event: Event) -> None:
+        if event.slot is not None and room.options.last_value:
+            room.remember(event)
+        if room.groups:
+            room.pending.append(event)
+            if not room.dirty:
+                self.fanout.mark(room)
+        else:
+            room.sent += 1
+
+    def _change_epoch(self, room: Room, position: Position) -> None:
+        """The stream was replaced; who followed the old one must be told."""
+        self.fanout.flush()
+        room.slots = None
+        for member in list(room.everybody()):
+            if member.status is MemberState.LIVE:
+                member.offset = self.top(room).offset
+                room.set_apart(member, MemberState.SUSPENDED)
+                self.tell_lost(member, "epoch")
+        room.position = Position(position.epoch, position.offset - 1)
+
+    # -- slow members -----------------------------------------------------------
+
+    def _refused(self, member: Member, events: list[Event], verdict: int) -> None:
+        """A send was not taken: the room's policy decides (``docs/slow-consumers.md``)."""
+        if verdict == Verdict.CLOSED or member.status is not MemberState.LIVE:
+            return
+        policy = member.room.options.slow
+        if verdict == Verdict.FULL and policy == "disconnect":
+            member.sink.disconnect(CloseCode.SLOW_CONSUMER, f"too slow for room {member.room.name}")
+        elif verdict == Verdict.FULL and policy == "latest":
+            self._hold(member, events)
+        else:
+            member.offset = events[0].offset - 1
+            member.missed_from = member.room.sent - len(events)
+            member.room.set_apart(member, MemberState.SUSPENDED)
+            member.sink.on_drained()
+
+    def _hold(self, member: Member, events: list[Event]) -> None:
+        if member.held is None:
+            member.held = {}
+        for event in events:
+            if member.filter is not None and not member.filter(event.tags):
+                continue
+            if member.held.pop(event.slot, None) is not None:
+                self.superseded += 1
+            member.held[event.slot] = event
+        member.sink.on_drained()
+
+    def resume(self, sink: Sink) -> None:
+        """The backlog of ``sink`` is gone: tell it what it missed, and go on."""
+        for member in list(sink.memberships.values()):
+            if member.held is not None:
+                self._release_held(member)
+            if member.status is MemberState.SUSPENDED:
+                self.tell_lost(member, "slow")
+
+    def _release_held(self, member: Member) -> None:
+        events, member.held = list((member.held or {}).values()), None
+        if not events:
+            return
+        room = member.room
+        frame = self.encoder.encode(member.sink.codec_for(room.name), batch([e.wire for e in events]))
+        if member.sink.write(frame) == Verdict.FULL:
+            self._hold(member, events)
+        elif room.has_history:
+            self.fanout.hid_members[member] = None
+
+    def tell_lost(self, member: Member, reason: str) -> None:
+        """Say that events are missing. With history nothing more comes until the next join."""
+        room = member.room
+        fields: dict[str, Any] = {"room": room.name, "reason": reason}
+        if room.position is not None:
+            member.status = MemberState.LOST
+            fields |= {"epoch": room.position.epoch, "offset": member.offset}
+            missed = room.position.offset - member.offset
+            known = reason == "slow" and member.filter is None
+        else:
+            if room.pending:
+                self.fanout.flush()
+            missed = room.sent - member.missed_from
+            known = member.filter is None
+            room.make_live(member)
+        if known:
+            fields["count"] = missed
+        self.dropped += missed
+        self.lost_told += 1
+        member.sink.post(encode_op("lost", **fields))
+
+    # -- presence and acknowledgements ------------------------------------------
+
+    def set_state(self, member: Member, state: dict[str, Any]) -> None:
+        """Own presence state of a member."""
+        member.state = state
+        self._touch(member)
+
+    def acknowledge(self, member: Member, offset: int) -> None:
+        """The member has seen everything up to ``offset``. Going back changes nothing."""
+        room = member.room
+        if room.position is None:
+            raise BrokerError(ErrorCode.BAD_MESSAGE, "an ephemeral room has no offsets", room=room.name)
+        if offset > room.position.offset:
+            raise BrokerError(
+                ErrorCode.BAD_MESSAGE,
+                f"offset {offset} is beyond the room's {room.position.offset}",
+                room=room.name,
+            )
+        if offset > member.seen:
+            member.seen = offset
+            who = member.sink.user if member.sink.user is not None else member.sink.id
+            self._engine.acknowledge(room.name, who, offset, self._wall())
+            self._touch(member)
+
+    def _touch(self, member: Member) -> None:
+        if presence.has_presence(member.room):
+            presence.note_changed(member.room, member)
+            self._stir(member.room)
+
+    def _stir(self, room: Room) -> None:
+        if room.watchers:
+            self._stirred[room] = None
+        else:
+            room.joined = room.left = room.touched = None  # nobody watches
+
+    # -- sweeps, called by the clock --------------------------------------------
+
+    def push_presence(self) -> None:
+        """Tell watchers what changed since the last call."""
+        if not self._stirred:
+            return
+        stirred, self._stirred = self._stirred, {}
+        for room in stirred:
+            for watcher, message in presence.pushes(room):
+                watcher.sink.post(message)
+
+    def push_positions(self) -> None:
+        """Tell members from whom events were hidden how far they are. At most every 5 s."""
+        fanout = self.fanout
+        fanout.flush()
+        groups, fanout.hid_groups = fanout.hid_groups, {}
+        members, fanout.hid_members = fanout.hid_members, {}
+        for group in groups:
+            members.update(group.members)
+        for member in members:
+            if member.held is None:
+                self._push_position(member)
+
+    def _push_position(self, member: Member) -> None:
+        position = member.room.position
+        if position is not None and member.status is MemberState.LIVE:
+            member.sink.post(encode_op("position", room=member.room.name, **position._asdict()))
+
+    def sweep_idle(self) -> None:
+        """Forget rooms that have been empty for a while."""
+        now = self._monotonic()
+        for room in list(self._idle):
+            lingers = room.options.history_ttl if room.slots and not room.has_history else LINGER
+            if room.members:
+                del self._idle[room]
+            elif now - room.idle_since >= lingers and not room.dirty:
+                del self._idle[room]
+                del self.rooms[room.name]
+                if room.has_history:
+                    self._engine.close(room.name)
+
+    def _rest(self, room: Room) -> None:
+        room.idle_since = self._monotonic()
+        self._idle[room] = None
+
+    # -- for people -------------------------------------------------------------
+
+    async def seen(self, room: str) -> list[Seen]:
+        """Who has acknowledged how much of ``room``."""
+        return await self._engine.acknowledgements(room)
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters and gauges by name."""
+        return {
+            "rooms": len(self.rooms),
+            "published": self.published,
+            "deliveries": self.fanout.deliveries,
+            "frames": self.fanout.frames,
+            "batches": self.fanout.batches,
+            "dropped": self.dropped,
+            "superseded": self.superseded,
+            "lost_told": self.lost_told,
+            "encodings_failed": self.fanout.encodings_failed,
+            "raw_bytes": self.encoder.raw_bytes,
+            "encoded_bytes": self.encoder.encoded_bytes,
+        }
+
+
+def _ignore(outcome: Position | BrokerError) -> None:
+    """For publishers that do not ask."""
+
+
+__all__ = ["ALL_ROOM", "USER_PREFIX", "Hub"]

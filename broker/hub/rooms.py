@@ -1,0 +1,267 @@
+"""Rooms, their members, and the groups that get the same bytes.
+
+Owned by the hub; nobody else changes these objects. A member stands in its
+session's ``memberships`` and in one group of its room; both directions change
+together in :meth:`Room.enter` and :meth:`Room.exit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import Any, Protocol
+
+from broker.config import RoomOptions
+from broker.errors import CloseCode
+from broker.protocol.codec import Codec
+from broker.protocol.events import Event, Position, SessionId, UserId
+from broker.protocol.filters import Filter
+
+ALL_ROOM = "all"
+USER_PREFIX = "user:"
+
+
+class Verdict(IntEnum):
+    """What became of a frame handed to a sink. ``TAKEN`` is 0, so that the common case tests false."""
+
+    TAKEN = 0
+    FULL = 1
+    """The outbox is at its limit; the frame was not taken, the room's policy decides."""
+    CLOSED = 2
+    SPOILED = 3
+    """The batch could not be encoded; nobody in the group gets it."""
+
+
+class Sink(Protocol):
+    """A session as the hub sees it. Implemented in ``server``; every method returns at once."""
+
+    id: SessionId
+    user: UserId | None
+    info: Any
+    memberships: dict[str, Member]
+
+    @property
+    def backlogged(self) -> bool:
+        """Whether bytes wait for the socket."""
+
+    def codec_for(self, room: str) -> Codec:
+        """How frames of ``room`` are encoded for this session."""
+
+    def write(self, frame: bytes) -> int:
+        """Hand over one whole frame; see :class:`Verdict`."""
+
+    def post(self, message: bytes, *, after_events: bool = False) -> None:
+        """Queue one message for the end of this round.
+
+        It goes out before any event handed over later, except that one posted
+        with ``after_events`` waits for those that are pending in rooms now.
+        """
+
+    def flush_posts(self) -> None:
+        """Send the posted messages as one frame, now."""
+
+    def on_drained(self) -> None:
+        """Ask for :meth:`Hub.resume` once the backlog is gone, or soon if there is none."""
+
+    def disconnect(self, code: CloseCode, reason: str) -> None:
+        """End the session in good order."""
+
+
+class MemberState(IntEnum):
+    """Where a member stands between joining and leaving (``docs/recovery.md``)."""
+
+    CATCHING_UP = 0
+    """Reads the past; live events are not sent to it yet."""
+    LIVE = 1
+    """In a group: gets every event."""
+    SUSPENDED = 2
+    """Fell behind; will be told ``lost`` when its backlog is gone."""
+    LOST = 3
+    """Was told ``lost`` in a room with history; gets nothing until it joins again."""
+
+
+class Member:
+    """One session in one room, from one join until the next or the leave.
+
+    Its identity is the generation of the join: whoever waited and comes back
+    checks that the session's membership still is this very object.
+    """
+
+    __slots__ = (
+        "filter",
+        "group",
+        "held",
+        "joined_at",
+        "missed_from",
+        "offset",
+        "room",
+        "seen",
+        "sink",
+        "state",
+        "status",
+        "watches",
+    )
+
+    def __init__(self, sink: Sink, room: Room, filter_: Filter | None, watches: bool, now: float) -> None:
+        self.sink = sink
+        self.room = room
+        self.filter = filter_
+        self.watches = watches
+        """Wants presence pushes."""
+        self.joined_at = now
+        self.status = MemberState.CATCHING_UP
+        self.group: Group | None = None
+        self.state: dict[str, Any] | None = None
+        self.seen = 0
+        self.offset = 0
+        """While not live: the last offset this session was sent."""
+        self.missed_from = 0
+        """While suspended: the room's ``sent`` when it fell behind."""
+        self.held: dict[str | None, Event] | None = None
+        """Policy ``latest``: the newest event of each slot, until the backlog is gone."""
+
+    def describe(self) -> dict[str, Any]:
+        """The member as clients see it (see ``docs/protocol.md``, presence)."""
+        sink = self.sink
+        return {
+            "user": sink.user,
+            "session": sink.id,
+            "info": sink.info,
+            "state": self.state,
+            "joined_at": self.joined_at,
+            "seen": self.seen,
+        }
+
+
+class Group:
+    """Members of one room that get the same bytes: same codec, same filter."""
+
+    __slots__ = ("_snapshot", "codec", "filter", "members")
+
+    def __init__(self, codec: Codec, filter_: Filter | None) -> None:
+        self.codec = codec
+        self.filter = filter_
+        self.members: dict[Member, None] = {}
+        self._snapshot: list[Member] | None = None
+
+    def snapshot(self) -> list[Member]:
+        """The members as a list that never changes; a new object after every change."""
+        if self._snapshot is None:
+            self._snapshot = list(self.members)
+        return self._snapshot
+
+    def changed(self) -> None:
+        """Forget the snapshot."""
+        self._snapshot = None
+
+
+class Room:
+    """A room that somebody here is in, or that has something to remember."""
+
+    __slots__ = (
+        "apart",
+        "dirty",
+        "groups",
+        "idle_since",
+        "joined",
+        "left",
+        "members",
+        "name",
+        "options",
+        "pending",
+        "position",
+        "sent",
+        "slots",
+        "touched",
+        "turn",
+        "watchers",
+    )
+
+    def __init__(self, name: str, options: RoomOptions, position: Position | None) -> None:
+        self.name = name
+        self.options = options
+        self.position = position
+        """Last event handed to the hub; ``None`` in an ephemeral room."""
+        self.groups: dict[tuple[Codec, Filter | None], Group] = {}
+        self.members = 0
+        """Members in any state."""
+        self.pending: list[Event] = []
+        """Events that the fan-out has yet to send."""
+        self.dirty = False
+        self.sent = 0
+        """Events fanned out so far, to count what a suspended member missed."""
+        self.turn = 0
+        """Where the next fan-out starts, so that nobody is always last."""
+        self.slots: dict[str, Event] | None = None
+        self.watchers: dict[Member, None] = {}
+        """Members that asked for presence pushes."""
+        self.apart: dict[Member, None] = {}
+        """Members that stand in no group: catching up, suspended, lost."""
+        self.joined: dict[SessionId, Member] | None = None
+        self.left: dict[SessionId, dict[str, Any]] | None = None
+        self.touched: dict[SessionId, Member] | None = None
+        self.idle_since = 0.0
+
+    @property
+    def has_history(self) -> bool:
+        """Whether events here have offsets."""
+        return self.position is not None
+
+    def everybody(self) -> Iterator[Member]:
+        """Every member, live or not."""
+        for group in self.groups.values():
+            yield from group.members
+        yield from self.apart
+
+    def enter(self, member: Member) -> None:
+        """Take a new member in, not live yet."""
+        self.members += 1
+        self.apart[member] = None
+        member.sink.memberships[self.name] = member
+        if member.watches:
+            self.watchers[member] = None
+
+    def exit(self, member: Member) -> None:
+        """Let a member go, whatever its status."""
+        self.set_apart(member, member.status)
+        del self.apart[member]
+        self.members -= 1
+        self.watchers.pop(member, None)
+        if member.sink.memberships.get(self.name) is member:
+            del member.sink.memberships[self.name]
+
+    def make_live(self, member: Member) -> None:
+        """Put the member into its group: it gets every event that is published from now on."""
+        key = (member.sink.codec_for(self.name), member.filter)
+        group = self.groups.get(key)
+        if group is None:
+            group = self.groups[key] = Group(*key)
+        del self.apart[member]
+        group.members[member] = None
+        group.changed()
+        member.group = group
+        member.status = MemberState.LIVE
+
+    def set_apart(self, member: Member, status: MemberState) -> None:
+        """Take the member out of its group; it stays a member in ``status``."""
+        member.status = status
+        group = member.group
+        if group is None:
+            return
+        member.group = None
+        del group.members[member]
+        group.changed()
+        self.apart[member] = None
+        if not group.members:
+            del self.groups[group.codec, group.filter]
+
+    def remember(self, event: Event) -> None:
+        """Keep the newest event of each slot."""
+        if event.slot is None:
+            return
+        if self.slots is None:
+            self.slots = {}
+        self.slots.pop(event.slot, None)  # so that the order is the order of publishing
+        self.slots[event.slot] = event
+        if len(self.slots) > self.options.slots:
+            del self.slots[next(iter(self.slots))]

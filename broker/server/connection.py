@@ -1,0 +1,348 @@
+"""One socket after the handshake: bytes in, frames out.
+
+What the outside hands over goes straight to the socket while it takes it; the
+rest waits in an outbox that exists only while there is a backlog. Messages to
+this one client are posted and leave together as one frame at the end of the
+round. See ``docs/slow-consumers.md`` for what happens at the limits.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any, Final
+
+from broker.errors import CloseCode
+from broker.hub.rooms import Verdict
+from broker.protocol.codec import Codec, Encoder
+from broker.protocol.frames import FrameDecoder, encode_close
+from broker.protocol.messages import batch
+from broker.protocol.outbox import Outbox
+from broker.server.pump import READ, WRITE, Pump
+
+READ_BYTES: Final = 16 * 1024
+"""Read at once. Larger buffers cost more to make than they save for small messages."""
+FLUSHES: Final = 8
+"""Sends in one go when a backlog drains, so that one fast reader does not hold the pump."""
+
+
+class Traffic:
+    """What all connections of a node share: the encoder, limits, and counters."""
+
+    def __init__(
+        self,
+        pump: Pump,
+        encoder: Encoder,
+        posted: Callable[[Any], None],
+        *,
+        outbox_bytes: int,
+        process_outbox_bytes: int,
+    ) -> None:
+        self.pump = pump
+        self.encoder = encoder
+        self.posted = posted
+        """Called with a connection's owner when it has posts to flush."""
+        self.outbox_bytes = outbox_bytes
+        self.process_outbox_bytes = process_outbox_bytes or 2**63
+        self.queued = 0
+        """Bytes in all outboxes now."""
+        self.backlogs = 0
+        """Times a socket did not take a frame at once."""
+        self.refused = 0
+        """Frames not taken because an outbox was full."""
+        self.bytes_read = 0
+
+
+class Connection:
+    """The wire side of a session.
+
+    ``on_incoming(opcode, payload)`` is called for every message that comes in,
+    ``on_gone()`` once when the connection ends without our doing, ``owner`` is
+    whom the fan-out flushes. All three are set before :meth:`start`.
+    """
+
+    __slots__ = (
+        "_fileno",
+        "_posts",
+        "_posts_wait",
+        "_sock",
+        "_traffic",
+        "_want_drained",
+        "clear",
+        "closing",
+        "codec",
+        "decoder",
+        "gone",
+        "heard",
+        "interest",
+        "on_gone",
+        "on_incoming",
+        "outbox",
+        "outbox_bytes",
+        "owner",
+        "progress",
+    )
+
+    def __init__(self, sock: socket.socket, traffic: Traffic, decoder: FrameDecoder, codec: Codec) -> None:
+        self._sock = sock
+        self._fileno = sock.fileno()
+        self._traffic = traffic
+        self.decoder = decoder
+        self.codec = codec
+        self.outbox: Outbox | None = None
+        self.outbox_bytes = traffic.outbox_bytes
+        self._posts: list[bytes] | None = None
+        self._posts_wait = False
+        self._want_drained: Callable[[], None] | None = None
+        self.clear = True
+        """Nothing is queued or posted: a frame may go straight to the socket."""
+        self.closing = False
+        """Our close frame is on its way; nothing may follow it."""
+        self.gone = False
+        """The peer is gone or the socket broken; writes are ignored."""
+        self.heard = True
+        """Bytes came since somebody last set this to false."""
+        self.progress = True
+        """The backlog moved since somebody last set this to false."""
+        self.interest = 0
+        self.on_incoming: Callable[[int, Any], None] = _nobody
+        self.on_gone: Callable[[], None] = _nobody
+        self.owner: Any = None
+
+    def start(self) -> None:
+        """Let the pump drive this connection."""
+        self.interest = READ
+        self._traffic.pump.add(self._fileno, self)
+
+    def stop(self) -> None:
+        """Leave the pump and close the socket. Safe to call twice."""
+        self._traffic.pump.remove(self._fileno)
+        self.gone = True
+        self.clear = False
+        self._forget_backlog()
+        self._sock.close()
+        # Owner and connection hold each other: part them, so that nothing waits for the collector.
+        self.owner = None
+        self.on_incoming = self.on_gone = _nobody
+        self._want_drained = None
+
+    # -- out --------------------------------------------------------------------
+
+    def write(self, frame: bytes) -> int:
+        """Send one whole frame, or queue it behind what is queued; see :class:`Verdict`."""
+        if self.clear:
+            try:
+                sent = self._sock.send(frame)
+            except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                sent = 0
+            except OSError:
+                self._lose()
+                return Verdict.CLOSED
+            if sent == len(frame):
+                return Verdict.TAKEN
+            self._start_backlog(frame, sent)
+            return Verdict.TAKEN
+        return self._write_behind(frame)
+
+    def _write_behind(self, frame: bytes) -> int:
+        if self.gone or self.closing:
+            return Verdict.CLOSED
+        if self._posts is not None and not self._posts_wait:
+            self.flush_posts()
+            return self.write(frame)
+        if self.outbox is None:
+            self.clear = True  # only posts that wait for events: this may well be one of those
+            verdict = self.write(frame)
+            self.clear = False
+            return verdict
+        traffic = self._traffic
+        size = len(frame)
+        full = self.outbox.size + size > self.outbox_bytes
+        if full or traffic.queued + size > traffic.process_outbox_bytes:
+            traffic.refused += 1
+            return Verdict.FULL
+        self.outbox.push(frame)
+        traffic.queued += size
+        return Verdict.TAKEN
+
+    def push(self, frame: bytes) -> None:
+        """Send or queue a control frame whatever the limits say: it is small, and the only one."""
+        if self.gone or self.closing:
+            return
+        if self._posts is not None:
+            self.flush_posts()
+        if self.outbox is None:
+            self.write(frame)
+        else:
+            self.outbox.push(frame)
+            self._traffic.queued += len(frame)
+
+    def post(self, message: bytes, *, after_events: bool = False) -> None:
+        """Queue one message for the end of this round; see :class:`~broker.hub.rooms.Sink`."""
+        if self.gone or self.closing:
+            return
+        if self._posts is None:
+            self._posts = [message]
+            self._posts_wait = after_events
+            self.clear = False
+            self._traffic.posted(self.owner)
+        else:
+            self._posts.append(message)
+            self._posts_wait = self._posts_wait or after_events
+
+    @property
+    def posts_wait(self) -> bool:
+        """Whether posts wait for events that are pending in rooms."""
+        return self._posts_wait
+
+    def flush_posts(self) -> None:
+        """Send the posted messages as one frame."""
+        posts, self._posts = self._posts, None
+        self._posts_wait = False
+        if posts is None or self.gone:
+            return
+        self.clear = self.outbox is None
+        frame = self._traffic.encoder.encode(self.codec, batch(posts))
+        if self.write(frame) == Verdict.FULL:
+            # Answers cannot be dropped as events can: who asks and does not read is too slow.
+            self.owner.disconnect(CloseCode.SLOW_CONSUMER, "too slow to read its answers")
+
+    def close(self, code: int, reason: str = "") -> None:
+        """Send a close frame after everything queued; nothing is sent after it."""
+        self.push(encode_close(code, reason))
+        self.closing = True
+        self.clear = False
+
+    def finish_writing(self) -> None:
+        """End our half of the stream; the peer's end of file will follow."""
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._lose()
+
+    def _start_backlog(self, frame: bytes, sent: int) -> None:
+        outbox = self.outbox = Outbox()
+        outbox.push(frame, sent)
+        traffic = self._traffic
+        traffic.queued += outbox.size
+        traffic.backlogs += 1
+        self.clear = False
+        self.progress = True
+        self._watch(self.interest | WRITE)
+
+    def abandon_backlog(self) -> None:
+        """Forget queued frames but for one that is half sent, to end with a slow reader soon."""
+        if self.outbox is not None:
+            self._traffic.queued -= self.outbox.keep_first()
+
+    def _forget_backlog(self) -> None:
+        if self.outbox is not None:
+            self._traffic.queued -= self.outbox.size
+            self.outbox = None
+        self._posts = None
+
+    def when_drained(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once nothing is queued; soon if nothing is now."""
+        self._want_drained = callback
+        if self.outbox is None and not self.gone:
+            # Through the pump: the socket is writable, so it will say so.
+            self._watch(self.interest | WRITE)
+
+    def on_writable(self) -> None:
+        """Flush the backlog as far as the socket takes it."""
+        outbox = self.outbox
+        if outbox is not None:
+            traffic = self._traffic
+            for _ in range(FLUSHES):
+                chunk = outbox.peek()
+                try:
+                    sent = self._sock.send(chunk)
+                except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                    return
+                except OSError:
+                    self._lose()
+                    return
+                outbox.advance(sent)
+                traffic.queued -= sent
+                self.progress = True
+                if not outbox.size:
+                    break
+                if sent < len(chunk):
+                    return
+            else:
+                return
+            self.outbox = None
+            self.clear = self._posts is None and not self.closing
+        self._watch(self.interest & ~WRITE)
+        if self._want_drained is not None:
+            callback, self._want_drained = self._want_drained, None
+            callback()
+
+    # -- in ---------------------------------------------------------------------
+
+    def on_readable(self) -> None:
+        """Read once and hand on what is complete."""
+        try:
+            data = self._sock.recv(READ_BYTES)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
+        except OSError:
+            self._lose()
+            return
+        if not data:
+            self._lose()
+            return
+        self.receive(data)
+        if isinstance(self._sock, ssl.SSLSocket):
+            self._read_pending(self._sock)
+
+    def _read_pending(self, sock: ssl.SSLSocket) -> None:
+        # A TLS record may hold more than we read; the poll object cannot see that.
+        while not self.gone and self.interest & READ and sock.pending():
+            try:
+                data = sock.recv(READ_BYTES)
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return
+            except OSError:
+                self._lose()
+                return
+            self.receive(data)
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes that came from the peer."""
+        self.heard = True
+        self._traffic.bytes_read += len(data)
+        for opcode, payload in self.decoder.feed(data):
+            self.on_incoming(opcode, payload)
+            if self.gone:
+                return
+
+    def pause_reading(self) -> None:
+        """Read no more: the peer feels TCP's back-pressure."""
+        if self.interest & READ:
+            self._watch(self.interest & ~READ)
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        if not self.interest & READ:
+            self._watch(self.interest | READ)
+
+    def _watch(self, interest: int) -> None:
+        if interest != self.interest and not self.gone:
+            self.interest = interest
+            self._traffic.pump.watch(self._fileno, interest)
+
+    def _lose(self) -> None:
+        """The peer is gone."""
+        if self.gone:
+            return
+        self.gone = True
+        self.clear = False
+        self._traffic.pump.remove(self._fileno)
+        self._forget_backlog()
+        self.on_gone()
+
+
+def _nobody(*_arguments: Any) -> None:
+    """Before an owner is there, and after."""

@@ -1,0 +1,121 @@
+"""Joining a room: at once where memory suffices, on the session's task where it does not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from broker.engine.base import HistoryPage, HistoryQuery
+from broker.errors import BrokerError
+from broker.hub import presence
+from broker.hub.fanout import FRAME_BYTES
+from broker.hub.recovery import PAGE, CatchUp
+from broker.hub.rooms import Room, Verdict
+from broker.protocol import messages
+from broker.protocol.events import Position
+from broker.protocol.filters import Filter
+
+if TYPE_CHECKING:
+    from broker.server.session import Session
+
+
+def join_now(session: Session, message: messages.Join, filter_: Filter | None) -> bool:
+    """Join a warm room whose missed events, if any were asked for, are in memory. False: wait."""
+    context = session.context
+    room = context.hub.find(message.room)
+    if room is None or session.backlogged:
+        return False
+    since, tail = _past(room, message)
+    query = _first_query(since, tail)
+    page: HistoryPage | None = None
+    if query is not None:
+        page = context.engine.history_nowait(room.name, query)
+        if page is None or page.more or (since is not None and tail and not page.recovered):
+            return False
+        if sum(len(event.wire) for event in page.events) > FRAME_BYTES:
+            return False
+    catch_up = _begin(session, room, message, filter_)
+    if page is not None:
+        for frame in catch_up.feed(page):
+            session.write(frame)
+        assert catch_up.query() is None, "the memory of a warm room reaches up to its position"
+    return True
+
+
+async def join_later(session: Session, message: messages.Join, filter_: Filter | None) -> None:
+    """Join any room, reading as much of the past as it takes."""
+    context = session.context
+    room = await open_room(session, message.room)
+    if session.ending is not None:
+        return
+    catch_up = _begin(session, room, message, filter_)
+    member = session.memberships[room.name]
+    retention = context.hub.retention(room.name)
+    try:
+        while (query := catch_up.query()) is not None:
+            page = context.engine.history_nowait(room.name, query)
+            if page is None:
+                page = await context.engine.history(room.name, query, retention)
+            for frame in catch_up.feed(page):
+                await session.drained()
+                if catch_up.cancelled:
+                    return
+                if session.write(frame) == Verdict.FULL:
+                    catch_up.give_up()
+                    return
+    except BrokerError:
+        if not catch_up.answered:
+            context.hub.leave(member)
+            raise
+        context.hub.tell_lost(member, "gap")
+
+
+async def open_room(session: Session, name: str) -> Room:
+    """The room, its stream opened and its slots known."""
+    context = session.context
+    hub = context.hub
+    room = hub.find(name)
+    if room is not None:
+        return room
+    position = await context.engine.open(name, hub.retention(name))
+    position = context.engine.position(name) or position  # events may have come while we were being woken
+    if name in hub.rooms or not hub.needs_past(name):
+        return hub.obtain(name, position)
+    query = HistoryQuery(limit=hub.options(name).history, tail=hub.options(name).history)
+    page = await context.engine.history(name, query, hub.retention(name))
+    return hub.obtain(name, context.engine.position(name) or page.top, page.events)
+
+
+def _past(room: Room, message: messages.Join) -> tuple[Position | None, int]:
+    """What of the past is asked for; nothing in an ephemeral room, which has none."""
+    if not room.has_history:
+        return None, 0
+    since = Position(message.since.epoch, message.since.offset) if message.since is not None else None
+    return since, min(message.tail, room.options.history)
+
+
+def _first_query(since: Position | None, tail: int) -> HistoryQuery | None:
+    if since is not None:
+        return HistoryQuery(limit=PAGE, since=since)
+    return HistoryQuery(limit=tail, tail=tail) if tail else None
+
+
+def _begin(session: Session, room: Room, message: messages.Join, filter_: Filter | None) -> CatchUp:
+    """Reserve the membership; the reply goes out when its position is known."""
+    hub = session.context.hub
+    if session.posts_wait or room.pending:
+        # Earlier answers of this session wait for events that are pending. They, and the
+        # events before this join, must go out before the reply.
+        hub.fanout.flush()
+    member = hub.join(session, room, filter_, watches=message.presence)
+
+    def answer(position: Position | None, recovered: bool) -> None:
+        fields: dict[str, Any] = {"room": room.name}
+        if position is not None:
+            fields |= {"epoch": position.epoch, "offset": position.offset}
+        fields["recovered"] = recovered
+        if message.presence:
+            fields["members"] = presence.listing(room)
+        session.answer(message.id, fields)
+
+    since, tail = _past(room, message)
+    return CatchUp(hub, member, since=since, tail=tail, answer=answer)

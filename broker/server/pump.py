@@ -1,0 +1,91 @@
+"""One task that reads and flushes every socket of the node.
+
+Theory. ``await sock.recv()`` for each of 10,000 sockets would arm and disarm
+Trio's poll object and schedule a task for every message (67 µs a message with
+wsproto, 31 with the fast frames; measured). Instead one level-triggered epoll
+object holds every socket for its whole life, Trio watches only that object, and
+a ready socket is read by a plain call (11 µs). A pass takes at most ``BATCH``
+ready sockets and reads each once, then gives way to other tasks, so nobody
+starves.
+
+The pump knows nothing of WebSocket: a *channel* is what has a file number and
+the two callbacks. Channels must leave the pump before their socket is closed.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+
+BATCH = 256
+"""Ready sockets handled between two checkpoints: a few milliseconds of work at most."""
+READ = select.EPOLLIN | select.EPOLLRDHUP
+WRITE = select.EPOLLOUT
+
+
+class Channel(Protocol):
+    """What the pump drives. Neither callback may wait or raise."""
+
+    def on_readable(self) -> None:
+        """Bytes, the end of the stream, or an error can be read."""
+
+    def on_writable(self) -> None:
+        """The socket takes bytes again."""
+
+
+class Pump:
+    """Owns the epoll object. ``after_pass`` is called after each pass over ready sockets."""
+
+    def __init__(self, before_pass: Callable[[], None], after_pass: Callable[[], None]) -> None:
+        self._epoll = select.epoll()
+        self._channels: dict[int, Channel] = {}
+        self._before_pass = before_pass
+        self._after_pass = after_pass
+        self.passes = 0
+        self.ready = 0
+        """Ready sockets handled; ``ready / passes`` tells how well passes are filled."""
+
+    def add(self, fileno: int, channel: Channel, interest: int = READ) -> None:
+        """Watch a socket until :meth:`remove`."""
+        self._epoll.register(fileno, interest)
+        self._channels[fileno] = channel
+
+    def watch(self, fileno: int, interest: int) -> None:
+        """Change what a socket is watched for."""
+        self._epoll.modify(fileno, interest)
+
+    def remove(self, fileno: int) -> None:
+        """Stop watching; to be called before the socket is closed. Unknown numbers are ignored."""
+        if self._channels.pop(fileno, None) is not None:
+            self._epoll.unregister(fileno)
+
+    def __len__(self) -> int:
+        return len(self._channels)
+
+    async def run(self) -> None:
+        """Drive the channels until cancelled."""
+        poll = self._epoll.poll
+        channels = self._channels
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                while ready := poll(0, BATCH):
+                    self._before_pass()
+                    for fileno, events in ready:
+                        channel = channels.get(fileno)
+                        if channel is None:
+                            continue  # removed earlier in this pass
+                        if events & WRITE:
+                            channel.on_writable()
+                            if not events & ~WRITE or fileno not in channels:
+                                continue
+                        channel.on_readable()
+                    self.passes += 1
+                    self.ready += len(ready)
+                    self._after_pass()
+                    await trio.lowlevel.checkpoint()
+        finally:
+            self._epoll.close()

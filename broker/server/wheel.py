@@ -1,0 +1,43 @@
+"""Deadlines of 10,000 sessions without 10,000 timers.
+
+Sessions lie in buckets of one second; each tick takes the buckets that are due
+and asks each session in them what is overdue and when it wants to be asked
+again. Sans-IO: ``now`` is passed in.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Protocol
+
+
+class Timed(Protocol):
+    """Something with deadlines."""
+
+    def tick(self, now: float) -> float | None:
+        """Act on what is overdue; return when to be asked next, or ``None`` for never."""
+
+
+class Wheel:
+    """Asks each :class:`Timed` when its time has come, rounded up to a second."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, list[Timed]] = {}
+        self._next = 0
+
+    def add(self, timed: Timed, when: float) -> None:
+        """Ask ``timed`` at ``when`` (seconds, the clock of :meth:`advance`), or at the next tick."""
+        self._buckets.setdefault(max(ceil(when), self._next), []).append(timed)
+
+    def advance(self, now: float) -> None:
+        """Ask everyone whose second has come."""
+        due = [second for second in self._buckets if second <= now]
+        self._next = int(now) + 1
+        for second in sorted(due):
+            for timed in self._buckets.pop(second):
+                when = timed.tick(now)
+                if when is not None:
+                    self.add(timed, when)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._buckets.values()))

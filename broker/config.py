@@ -263,11 +263,15 @@ class Config(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
         found = self.rooms.get(namespace)
         if found is not None:
             return found
+        if room == "all":
+            return _EVERYBODY
         default = self.rooms.get("default", _CLOSED)
         return default if namespace != "user" else for_users(default)
 
 
 _CLOSED = RoomOptions()
+_EVERYBODY = RoomOptions(presence=False)
+"""Room ``all`` has no past, whatever the default says."""
 
 USER_HISTORY = 200
 """Events that ``user:`` rooms keep unless ``[rooms.user]`` says otherwise: they always have history."""

@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from bench.runner import DISTURBED, Sample
+from bench.runner import BUSY, DISTURBED, Sample
 from bench.scenarios.base import Column, Scenario
 from bench.summary import Judged, Spread, Summary, judge, summarise
 
@@ -140,6 +140,9 @@ def warnings(samples: Sequence[Sample]) -> list[str]:
         lines.append(
             f"others used up to {worst:.0f} % of the server's core in {len(disturbed)} runs: doubtful"
         )
+    busy = max((sample.metrics.get("client_percent", 0.0) for sample in samples), default=0.0)
+    if busy > BUSY:
+        lines.append(f"the load client used up to {busy:.0f} % of its core: it may be what limits")
     late = max((sample.metrics.get("lag_p99", 0.0) for sample in samples), default=0.0)
     if late > 5.0:
         lines.append(f"the load client was up to {late:.0f} ms late (p99): latencies include that")

@@ -25,6 +25,9 @@ from bench.workload import Workload
 _CURVE = (*range(100), 99.5, 99.9, 100)
 """Percentiles kept for the plots."""
 
+BUSY = 90.0
+"""Percent of its core from which on the load client may be what limits a run."""
+
 DISTURBED = 5.0
 """Percent of the server's core that others may use before a sample is marked."""
 
@@ -74,6 +77,8 @@ class Run:
     memory_ready: int
     memory_end: int
     memory_peak: int
+    client_cpu: int
+    """Of the load client, while publishing."""
     disturbed: float
     """Percent of the server's core that went to anything else (other processes, the hypervisor)."""
 
@@ -84,6 +89,7 @@ class Run:
         if len(self.verdict.latency):
             p50, p99, p999 = self.verdict.percentile(50, 99, 99.9)
             values = {"p50": p50, "p99": p99, "p99.9": p999, "lag_p99": self.lag(), **values}
+            values["client_percent"] = self.client_cpu / 1e7 / self.seconds
             curve = list(zip(_CURVE, self.verdict.percentile(*_CURVE), strict=True))
         return Sample(subject, repeat, values, self.verdict.faults(), curve)
 
@@ -182,11 +188,12 @@ def run(
             cpu_ready = server.cpu()
             _wait(settle, server)
             memory_ready = server.memory()
-            cpu_start = server.cpu()
+            cpu_start, client_start = server.cpu(), client.cpu()
             if workload.publishes:
                 client.go()
                 client.wait("done", pace.lead + seconds + 2 * pace.settle_timeout + 10)
             cpu_end, memory_end = server.cpu(), server.memory()
+            client_cpu = client.cpu() - client_start
             after = _core_busy(bench.server_core), time.monotonic(), cpu_end
             recording = client.finish()
     except LoadError:
@@ -206,6 +213,7 @@ def run(
         memory_ready=memory_ready,
         memory_end=memory_end,
         memory_peak=max(peak, memory_ready, memory_end),
+        client_cpu=client_cpu,
         disturbed=_others(before, after),
     )
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from bench.tools import CACHE, HERE, ROOT, Unavailable, compiled, node_modules, on_core
+from bench.tools import CACHE, HERE, ROOT, Unavailable, compiled, cpu_time, node_modules, on_core
 
 _READY = re.compile(r"ready wss?://[^:/]+:(\d+)\S*(?: admin (\S+))?")
 _START_TIMEOUT = 30.0
@@ -103,14 +103,8 @@ class Server:
             raise ServerError(f"{self.name} ended with {self._process.returncode}:\n{self._tail()}")
 
     def cpu(self) -> int:
-        """CPU time of all its threads so far (ns), to the scheduler's tick of a few ms.
-
-        ``schedstat`` and not ``stat``: the latter counts in steps of 10 ms.
-        """
-        total = 0
-        for task in Path(f"/proc/{self.pid}/task").iterdir():
-            total += int((task / "schedstat").read_text().split()[0])
-        return total
+        """CPU time of all its threads so far (ns)."""
+        return cpu_time(self.pid)
 
     def memory(self) -> int:
         """Resident memory (B), exact: ``VmRSS`` in ``status`` lags by a batch of pages per thread."""

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from bench.analysis import analyse
-from bench.dialect import Broker
+from bench.dialect import Broker, Dialect, SocketIO
 from bench.load import LoadClient, LoadError
 from bench.plan import Pace, write_plan
-from bench.recording import Why, read_recording
+from bench.recording import Recording, Why, read_recording
 from bench.servers import Server
 from bench.tools import CACHE
 from bench.workload import Workload, inbound, one_room, silent
+from tests.bench.dribbling_server import UPGRADED, DribblingServer, frame
 
 pytestmark = [
     pytest.mark.skipif(shutil.which(os.environ.get("CC", "cc")) is None, reason="needs a C compiler"),
@@ -79,6 +80,62 @@ def _nobody_listens(plan: Path, port: int) -> None:
     verdict = analyse(silent(3), recording, Broker().read)
     assert set(recording.outcomes["why"].tolist()) == {Why.CONNECT_FAILED}
     assert verdict.faults()[0] == "3 connections never became ready"
+
+
+def record(server: DribblingServer, tmp_path: Path, dialect: Dialect | None = None) -> Recording:
+    plan = tmp_path / "plan"
+    write_plan(plan, silent(1), dialect or Broker(), server.port, PACE)
+    with server, LoadClient(plan, None, ignore) as client:
+        client.wait("ready", 30)
+        client.go()
+        client.wait("done", 30)
+        return client.finish()
+
+
+@pytest.mark.parametrize("piece", [1, 3, 1000, 300_000])
+def test_frames_cut_anywhere(tmp_path: Path, piece: int) -> None:
+    sizes = [0, 1, 125, 126, 400] if piece < 1000 else [0, 125, 126, 65535, 65536, 300_000, 5]
+    payloads = [bytes([65 + number]) * size for number, size in enumerate(sizes)]
+    stream = UPGRADED + b"".join(map(frame, payloads))
+    server = DribblingServer([stream[at : at + piece] for at in range(0, len(stream), piece)])
+    recording = record(server, tmp_path)
+    assert [recording.payload(int(number))[1] for number in recording.records["payload"]] == payloads
+    assert recording.outcomes["bytes"][0] == len(stream) - len(UPGRADED)
+
+
+def test_equal_payloads_are_kept_once(tmp_path: Path) -> None:
+    frames = [frame(b"a" * 40), frame(b"b" * 40), frame(b"a" * 40), frame(b"a" * 40, head=0xC1)]
+    recording = record(DribblingServer([UPGRADED, *frames]), tmp_path)
+    assert recording.records["payload"].tolist() == [0, 1, 0, 2]
+    assert recording.payload(2) == (0xC1, b"a" * 40)
+
+
+def test_pings_are_answered_and_not_recorded(tmp_path: Path) -> None:
+    server = DribblingServer([UPGRADED, frame(b"[]"), frame(b"now?", head=0x89)])
+    recording = record(server, tmp_path)
+    assert server.heard == [(0x8A, b"now?"), (0x88, b"\x03\xe8")]
+    assert (len(recording.records), recording.outcomes["pings"][0]) == (1, 1)
+
+
+def test_engine_io_pings_are_answered(tmp_path: Path) -> None:
+    server = DribblingServer([UPGRADED, frame(b"0{}"), frame(b"40{}"), frame(b"2")])
+    record(server, tmp_path, SocketIO())
+    assert server.heard == [(0x81, b"40"), (0x81, b"3"), (0x88, b"\x03\xe8")]
+
+
+@pytest.mark.parametrize(
+    ("said", "why", "detail"),
+    [
+        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", Why.UPGRADE_REFUSED, 503),
+        (UPGRADED + frame(b"[]") + frame(b"\x11\x9c", head=0x88), Why.CLOSED, 4508),
+        (UPGRADED + frame(b"", head=0x88), Why.CLOSED, 1005),
+        (UPGRADED + frame(b"[", head=0x01), Why.BAD_FRAME, 0x01),
+        (UPGRADED + b"\x81\x84abcdefgh", Why.BAD_FRAME, 0x81),
+    ],
+)
+def test_ends_are_told(tmp_path: Path, said: bytes, why: Why, detail: int) -> None:
+    outcome = record(DribblingServer([said]), tmp_path).outcomes[0]
+    assert (outcome["why"], outcome["detail"]) == (why, detail)
 
 
 def test_a_broken_plan_is_told(tmp_path: Path) -> None:

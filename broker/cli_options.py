@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from enum import IntEnum
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -117,13 +118,19 @@ def _set_option() -> click.Option:
     )
 
 
+@cache
+def _settings() -> tuple[list[click.Option], list[click.Option]]:
+    """The usual and the other settings. One set for all commands: it stays in memory while ``serve`` runs."""
+    usual = [_option(KEYS[path]) for path in _ABOUT]
+    return usual, [_option(key) for path, key in KEYS.items() if path not in _ABOUT]
+
+
 class SettingsCommand(click.Command):
     """A command that takes the configuration file and every setting as options."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        usual = [_option(KEYS[path]) for path in _ABOUT]
-        self._rare = [_option(key) for path, key in KEYS.items() if path not in _ABOUT]
+        usual, self._rare = _settings()
         self.params = [config_option(), *usual, _set_option(), *self.params, *self._rare]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

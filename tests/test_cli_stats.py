@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from broker.cli import broker
 from broker.cli_options import Exit
-from broker.cli_stats import per_second, flatten
+from broker.cli_stats import flatten, per_second
 
 FOUND = {"hub": {"rooms": 1234, "ratio": 0.25, "open": True}, "node": "a b", "\x1b[31m": None}
 

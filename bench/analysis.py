@@ -40,6 +40,8 @@ class Verdict:
 
     connections: int
     ready: int
+    intended: int = 0
+    """With those that could not be sent; ``expected`` without."""
     expected: int = 0
     arrived: int = 0
     missing: int = 0
@@ -85,6 +87,10 @@ class Verdict:
         faults += [f"{count:,} connections ended: {reason}" for reason, count in self.ended.most_common(3)]
         faults += [f"{count:,} times the server said: {text}" for text, count in self.notices.most_common(3)]
         return faults
+
+    def arrival(self) -> float:
+        """Percent of all intended deliveries that arrived; 100 of none."""
+        return 100.0 * self.arrived / self.intended if self.intended else 100.0
 
     def percentile(self, *points: float) -> list[float]:
         """Percentiles of latency over all deliveries (ms); not a number where there were none."""
@@ -180,6 +186,8 @@ def _count_deliveries(
     held[sorted(workload.deaf)] = False
     size = np.where(member >= 0, order.size[member], 0) * held
     verdict.expected = int(size.sum())
+    all_of = np.bincount(workload.room, minlength=max(1, len(workload.rooms)))
+    verdict.intended = int((np.where(member >= 0, all_of[member], 0) * held).sum())
 
     records = recording.records
     known = records["payload"] < len(recording.payloads)

@@ -67,6 +67,19 @@ def padded(frame_bytes: int, room: str = "bench:room") -> str:
     return f'{{"n":"{SEQUENCE}","v":"{"x" * padding}"}}'
 
 
+def varied(count: int, frame_bytes: int, seed: int, room: str = "bench:room") -> list[str]:
+    """``count`` bodies like :func:`padded`, each of other words: no more compressible than real text."""
+    chance = random.Random(seed)
+    length = len(padded(frame_bytes, room)) - len(f'{{"n":"{SEQUENCE}","v":""}}')
+    bodies = []
+    for _ in range(count):
+        words = ""
+        while len(words) < length:
+            words += f"{_name(chance)}, {chance.choice(_STAGES)} {chance.randrange(5, 2000) * 100}; "
+        bodies.append(f'{{"n":"{SEQUENCE}","v":"{words[:length]}"}}')
+    return bodies
+
+
 def crm_bodies(count: int, seed: int) -> list[str]:
     """``count`` changes of deals, contacts and activities, as a sales team makes them; some 120 B each."""
     chance = random.Random(seed)

@@ -94,7 +94,7 @@ class Compression(Scenario):
                 verdict = done.verdict
                 metrics[f"{prefix}bytes"] = verdict.payload_bytes / max(1, verdict.arrived)
                 metrics["batch"] = verdict.arrived / max(1, verdict.frames)
-        arrived = percent(verdict.arrived, verdict.expected)
+        arrived = verdict.arrival()
         return done.sample(subject.label, repeat, arrived=arrived, **metrics)
 
     def _workload(self, at: NDArray[np.uint64], burst: int, seed: int) -> Workload:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from bench.events import padded
 from bench.runner import Bench, Sample, Subject, run
-from bench.scenarios.base import ARRIVED, LATENCY, Bar, Column, Scenario, percent, setting
+from bench.scenarios.base import ARRIVED, LATENCY, Bar, Column, Scenario, setting
 from bench.workload import one_room
 
 
@@ -45,7 +45,7 @@ class FanOut(Scenario):
             subject.label,
             repeat,
             cpu_us=done.cpu / 1e3 / max(1, verdict.arrived),
-            arrived=percent(verdict.arrived, verdict.expected),
+            arrived=verdict.arrival(),
             frames=verdict.frames,
             bytes_per_frame=verdict.payload_bytes / max(1, verdict.frames),
         )

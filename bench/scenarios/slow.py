@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from bench.events import padded
 from bench.runner import Bench, Sample, Subject, run
-from bench.scenarios.base import ARRIVED, LATENCY, Bar, Column, Scenario, percent, setting
+from bench.scenarios.base import ARRIVED, LATENCY, Bar, Column, Scenario, setting
 from bench.workload import one_room
 
 
@@ -57,7 +57,7 @@ class Slow(Scenario):
         return done.sample(
             subject.label,
             repeat,
-            arrived=percent(verdict.arrived, verdict.expected),
+            arrived=verdict.arrival(),
             grown_kb=(done.memory_peak - done.memory_ready) / 1024,
             deaf_told=float(told > 0) if deaf else float("nan"),
         )

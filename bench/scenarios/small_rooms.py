@@ -8,7 +8,7 @@ from typing import ClassVar
 from bench.events import padded
 from bench.plan import Pace
 from bench.runner import Bench, Sample, Subject, run
-from bench.scenarios.base import ARRIVED, LATENCY, Bar, Column, Scenario, percent, setting
+from bench.scenarios.base import ARRIVED, LATENCY, Bar, Column, Scenario, setting
 from bench.workload import many_rooms
 
 _MB = 1e6
@@ -56,7 +56,7 @@ class SmallRooms(Scenario):
         return done.sample(
             subject.label,
             repeat,
-            arrived=percent(done.verdict.arrived, done.verdict.expected),
+            arrived=done.verdict.arrival(),
             cpu_percent=done.cpu / 1e7 / done.seconds,
             memory_rest=done.memory_rest / _MB,
             memory_ready=done.memory_ready / _MB,

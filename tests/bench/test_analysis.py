@@ -81,6 +81,7 @@ def test_unsent_publish_is_a_fault_but_not_missing() -> None:
     verdict = analyse(TWO_IN_A_ROOM, load, Broker().read)
     assert verdict.faults() == ["1 publishes could not be sent"]
     assert verdict.expected == 4
+    assert verdict.arrival() == pytest.approx(100 * 4 / 6)
 
 
 def test_deaf_connection_is_not_held_to_account() -> None:

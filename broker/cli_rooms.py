@@ -221,8 +221,8 @@ class Tag(click.ParamType[tuple[str, "str | int | float"]]):
             parsed = json.loads(text)
         except (ValueError, RecursionError):
             return name, text
-        number = isinstance(parsed, (str, int, float)) and not isinstance(parsed, bool)
-        return name, parsed if number else text
+        number = isinstance(parsed, (int, float)) and not isinstance(parsed, bool) and abs(parsed) < 1 << 63
+        return name, parsed if number or isinstance(parsed, str) else text
 
 
 @click.command(

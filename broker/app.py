@@ -31,8 +31,9 @@ from broker.hub.hub import Hub
 from broker.metrics import Stages
 from broker.protocol.codec import Encoder
 from broker.protocol.dictionaries import Dictionaries, SampleRecorder
+from broker.protocol.inflate import ZstdReader
 from broker.server.calls import built_in
-from broker.server.connection import Traffic
+from broker.server.connection import Traffic, write_all
 from broker.server.context import Context
 from broker.server.pump import Pump
 from broker.server.registry import Registry
@@ -71,6 +72,7 @@ class Broker:
             wall=wall,
             wake=self._wakeup.set,
             sample=self.recorder.offer if self.recorder is not None else None,
+            write_all=write_all,
         )
         self._fanout = self.hub.fanout
         self.pump = Pump(self._before_pass, self._after_pass)
@@ -87,6 +89,7 @@ class Broker:
             hub=self.hub,
             engine=self.engine,
             encoder=encoder,
+            zstd=ZstdReader(config.limits.inflated_bytes, self.dictionaries.for_reading),
             dictionaries=self.dictionaries,
             verifier=TokenVerifier(config.auth, dev=config.dev, wall_clock=wall),
             failures=FailureDelay(),

@@ -65,8 +65,7 @@ class Encoder:
         compressor = self._with_dictionary.get(codec.dictionary)
         if compressor is None:
             dictionary = self._dictionaries.get(codec.dictionary)
-            if dictionary is None:  # it was taken from the disk while in use
-                return self._plain
+            assert dictionary is not None, "a loaded dictionary stays"
             compressor = zstandard.ZstdCompressor(
                 level=self._wire.zstd_level,
                 dict_data=dictionary.compression,

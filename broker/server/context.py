@@ -13,6 +13,7 @@ from broker.hub.hub import Hub
 from broker.metrics import Stages
 from broker.protocol.codec import Encoder
 from broker.protocol.dictionaries import Dictionaries
+from broker.protocol.inflate import ZstdReader
 from broker.server.calls import Methods
 from broker.server.connection import Traffic
 from broker.server.registry import Registry
@@ -32,6 +33,7 @@ class Context:
     hub: Hub
     engine: Engine
     encoder: Encoder
+    zstd: ZstdReader
     dictionaries: Dictionaries
     verifier: TokenVerifier
     failures: FailureDelay

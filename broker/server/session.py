@@ -29,7 +29,7 @@ from broker.protocol.events import Position, SessionId, UserId
 from broker.protocol.filters import MAX_DEPTH as FILTER_DEPTH
 from broker.protocol.filters import MAX_NODES as FILTER_NODES
 from broker.protocol.frames import BINARY, CLOSE, FAIL, PING, PONG, TEXT, encode_frame
-from broker.protocol.inflate import InflateError, ZstdReader
+from broker.protocol.inflate import InflateError
 from broker.protocol.messages import Publish, Refusal, decode, encode_error, encode_ok, encode_op
 from broker.server import commands
 from broker.server.calls import RunningCall
@@ -68,7 +68,6 @@ class Session:
         "_stalled_since",
         "_starting",
         "_wakeup",
-        "_zstd",
         "address",
         "calls",
         "connected_at",
@@ -107,7 +106,6 @@ class Session:
         self._handled = 0
         self._wakeup = Wakeup()
         self._dictionaries: frozenset[int] = frozenset()
-        self._zstd: ZstdReader | None = None
         self._rates = RateLimiter(context.config.rates) if context.config.rates.enabled else None
         self._control: RateLimiter | None = None
         self._auth_deadline = 0.0 if context.config.auth.anonymous else now + server.auth_timeout
@@ -283,15 +281,11 @@ class Session:
         if self.connection.codec.kind != "zstd":
             self.disconnect(CloseCode.UNSUPPORTED_DATA, "binary frames need the subprotocol broker.v1.zstd")
             return
-        if self._zstd is None:
-            limits = self.context.config.limits
-            self._zstd = ZstdReader(limits.inflated_bytes, self.context.dictionaries.for_reading)
         try:
-            text = self._zstd.decompress(payload)
+            text = self.context.zstd.decompress(payload)
             text.decode()
         except InflateError as error:
-            code = CloseCode.TOO_BIG if error.too_large else CloseCode.INVALID_DATA
-            self.disconnect(code, error.reason)
+            self.disconnect(error.close_code, error.reason)
         except UnicodeDecodeError:
             self.disconnect(CloseCode.INVALID_DATA, "text that is not UTF-8")
         else:

@@ -15,6 +15,9 @@ from types import TracebackType
 
 from bench.tools import CACHE, HERE, ROOT, Unavailable, compiled, cpu_time, node_modules, on_core
 
+CONFIG = ROOT / "config" / "bench.toml"
+"""What the broker runs with: open, and without limits on how fast it may go."""
+
 _READY = re.compile(r"ready wss?://[^:/]+:(\d+)\S*(?: admin (\S+))?")
 _START_TIMEOUT = 30.0
 _STOP_TIMEOUT = 15.0
@@ -29,8 +32,7 @@ def broker_command() -> list[str]:
     program = Path(sys.executable).parent / "broker"
     if not program.exists():
         raise Unavailable(f"{program} does not exist: run `make install`")
-    config = ROOT / "config" / "bench.toml"
-    return [str(program), "serve", "--config", str(config), "--port", "0", "--admin-port", "0"]
+    return [str(program), "serve", "--config", str(CONFIG), "--port", "0", "--admin-port", "0"]
 
 
 def _node(script: str) -> list[str]:

@@ -17,7 +17,8 @@ from bench.events import crm_bodies
 from bench.plan import Pace
 from bench.runner import Bench, Sample, Subject, run
 from bench.scenarios.base import ARRIVED, Bar, Column, Scenario, percent, setting
-from bench.servers import Server, ServerError, broker_command
+from bench.servers import CONFIG, Server, ServerError, broker_command
+from bench.tools import ROOT
 from bench.workload import Workload, even, silent
 
 _TRAINING_SEED, _MEASURED_SEED = 1, 2
@@ -117,8 +118,10 @@ class Compression(Scenario):
         with Server("broker", bench.server_core, storing) as server:
             run(bench, server, Broker("json"), workload, Pace())
         program = broker_command()[0]
-        command = [program, "train-dict", "--room", "bench:*", "--data", data]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TRAIN_TIMEOUT, check=False)
+        command = [program, "train-dict", "--config", str(CONFIG), "--room", "bench:*", "--data", data]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_TRAIN_TIMEOUT, cwd=ROOT, check=False
+        )
         if done.returncode:
             raise ServerError(f"broker train-dict: {done.stderr.strip()[-300:]}")
         with Server("broker", bench.server_core, storing) as server:

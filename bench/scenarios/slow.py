@@ -54,6 +54,8 @@ class Slow(Scenario):
             done = run(bench, server, subject.dialect, workload, settle=0.5)
         verdict = done.verdict
         told = sum(verdict.deaf_ended.values()) + sum(verdict.deaf_notices.values())
+        for what, count in (verdict.deaf_ended + verdict.deaf_notices).items():
+            bench.display.note(f"{subject.label}: the deaf one: {what} ({count})")
         return done.sample(
             subject.label,
             repeat,

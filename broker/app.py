@@ -71,8 +71,8 @@ class Broker:
             monotonic=trio.current_time,
             wall=wall,
             wake=self._wakeup.set,
-            sample=self.recorder.offer if self.recorder is not None else None,
             write_all=write_all,
+            sample=self.recorder.offer if self.recorder is not None else None,
         )
         self._fanout = self.hub.fanout
         self.pump = Pump(self._before_pass, self._after_pass)

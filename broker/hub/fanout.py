@@ -3,7 +3,8 @@
 Theory. A publish appends to its room and marks the room dirty; nothing is sent
 then. A *round* takes every dirty room, joins what is pending into one batch,
 encodes it once for each group (codec, filter), and hands the same bytes object
-to each member's socket; then it flushes the messages posted to single sessions.
+to each member's socket. Messages posted to single sessions go out before the
+rooms, or after them where they answer for events in them.
 While a round runs new events gather, so batches grow with load and nothing
 waits when idle. A round is a generator that yields every ``CHUNK`` sends: the
 task that drives it gives way there, and :meth:`FanOut.flush` drains it at once
@@ -16,48 +17,39 @@ client; a member whose outbox is full is handed to the room's policy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 
-from broker.hub.rooms import Group, Member, Room, Sink, Verdict
+from broker.hub.rooms import Group, Member, Room, Sink, Snapshot, Verdict
 from broker.protocol.codec import Encoder
 from broker.protocol.events import Event, SessionId
 from broker.protocol.messages import batch
 
-CHUNK = 128
-"""Sends between two chances for other tasks: about a millisecond."""
+CHUNK = 256
+"""Sends between two chances for other tasks: between one and two milliseconds."""
 FRAME_BYTES = 64 * 1024
 """A batch is cut where its JSON passes this, so that one frame never fills an outbox."""
 
 Refused = Callable[[Member, list[Event], int], None]
-WriteAll = Callable[[Sequence[Member], bytes], Sequence[tuple[Member, int]]]
-"""Hands one frame to each member's sink; returns those that did not take it, with their verdicts."""
-
-
-def write_each(members: Sequence[Member], frame: bytes) -> list[tuple[Member, int]]:
-    """What every :data:`WriteAll` means."""
-    return [(member, verdict) for member in members if (verdict := member.sink.write(frame))]
+WriteAll = Callable[[Sequence[int], bytes], Sequence[tuple[int, int]]]
+"""Writes one frame to each handle; returns (handle, bytes sent) of those that took less, -1 for an error."""
 
 
 class FanOut:
-    """Drives rounds. ``refused(member, events, verdict)`` is called for each send not taken.
+    """Drives rounds. ``refused(member, events, verdict)`` is called for each send not taken,
+    ``write_all`` writes to many handles at once.
 
     ``wake`` is called when there is work and nobody drives a round yet.
-    ``write_all`` is the hot loop, where the edge has one that is faster than :func:`write_each`.
     """
 
     def __init__(
-        self,
-        encoder: Encoder,
-        refused: Refused,
-        wake: Callable[[], None],
-        write_all: WriteAll | None = None,
+        self, encoder: Encoder, refused: Refused, wake: Callable[[], None], write_all: WriteAll
     ) -> None:
         self._encoder = encoder
         self._refused = refused
         self._wake = wake
-        self._write_all = write_all or write_each
+        self._write_all = write_all
         self._dirty: list[Room] = []
         self._posted: list[Sink] = []
+        self._waiting: list[Sink] = []
         self._round: Iterator[None] = self._rounds()
         self.in_round = False
         self.driven = False
@@ -83,9 +75,9 @@ class FanOut:
             if not (self.in_round or self.driven):
                 self._wake()
 
-    def posted(self, sink: Sink) -> None:
-        """``sink`` has posted messages; called once until they are flushed."""
-        self._posted.append(sink)
+    def posted(self, sink: Sink, *, after_events: bool) -> None:
+        """``sink`` has posted messages, to be flushed before the rooms are served, or after them."""
+        (self._waiting if after_events else self._posted).append(sink)
         if not (self.in_round or self.driven):
             self._wake()
 
@@ -94,12 +86,12 @@ class FanOut:
     @property
     def busy(self) -> bool:
         """Whether something waits to be sent."""
-        return self.in_round or bool(self._dirty) or bool(self._posted)
+        return self.in_round or bool(self._dirty or self._posted or self._waiting)
 
     def step(self) -> bool:
         """Do up to ``CHUNK`` sends; true while there is more."""
         next(self._round)
-        return self.in_round or bool(self._dirty) or bool(self._posted)
+        return self.busy
 
     def flush(self) -> None:
         """Send everything that is pending now, at once."""
@@ -110,6 +102,7 @@ class FanOut:
         budget = CHUNK
         while True:
             self.in_round = True
+            self._flush_posts()
             while self._dirty:
                 rooms, self._dirty = self._dirty, []
                 for room in rooms:
@@ -121,12 +114,19 @@ class FanOut:
                             if budget <= 0:
                                 yield
                                 budget = CHUNK
-            sinks, self._posted = self._posted, []
+                                self._flush_posts()  # what was said meanwhile precedes what comes now
+            sinks, self._waiting = self._waiting, []
             for sink in sinks:
-                sink.flush_posts()
+                sink.flush_posts(after_events=True)
             self.in_round = False
             yield
             budget = CHUNK
+
+    def _flush_posts(self) -> None:
+        while self._posted:
+            sinks, self._posted = self._posted, []
+            for sink in sinks:
+                sink.flush_posts()
 
     def _send(self, room: Room, events: list[Event]) -> Iterator[int]:
         """Send one batch to the room; yields how many sends were done since the last yield."""
@@ -142,58 +142,75 @@ class FanOut:
             excluded = {event.exclude for event in chosen if event.exclude is not None}
             if excluded:
                 members = self._without(group, members, chosen, excluded)
-            if not members:
+            if not len(members):
                 continue
             frame = self._encode(group, chosen)
             if frame is None:
                 continue
             self.batches += 1
-            if room.options.slow == "latest":
-                yield from self._send_latest(members, chosen, frame)
-            else:
-                yield from self._send_frame(room, group, members, chosen, frame)
+            yield from self._send_frame(room, group, members, chosen, frame)
 
     def _send_frame(
-        self, room: Room, group: Group, members: list[Member], events: list[Event], frame: bytes
+        self, room: Room, group: Group, members: Snapshot, events: list[Event], frame: bytes
     ) -> Iterator[int]:
         """Send one frame to many, giving way in between."""
-        start = room.turn % len(members)
-        if start and len(members) > 1:
-            members = members[start:] + members[:start]
         self.frames += len(members)
         self.deliveries += len(members) * len(events)
-        if len(members) <= CHUNK:
-            for member, verdict in self._write_all(members, frame):
-                self._refused(member, events, verdict)
-            yield len(members)
-            return
-        rest = iter(members)
         current = group.snapshot()
-        while part := list(islice(rest, CHUNK)):
-            for member, verdict in self._write_all(part, frame):
-                self._refused(member, events, verdict)
-            yield len(part)
-            if group.snapshot() is not current:  # somebody came or went while others ran
-                current = group.snapshot()
-                rest = iter([member for member in rest if member in group.members])
-
-    def _send_latest(self, members: list[Member], events: list[Event], frame: bytes) -> Iterator[int]:
-        """Policy ``latest``: who has a backlog gets only the newest of each slot, later."""
-        for member in members:
-            if member.held is not None or member.sink.backlogged:
+        latest = room.options.slow == "latest"
+        for member in members.behind:
+            if latest:  # who has a backlog gets only the newest of each slot, later
                 self._refused(member, events, Verdict.FULL)
             elif verdict := member.sink.write(frame):
                 self._refused(member, events, verdict)
-            else:
-                self.frames += 1
-                self.deliveries += len(events)
-        yield len(members)
+        if members.behind:
+            yield len(members.behind)
+        # Start elsewhere each time, so that nobody is always last.
+        start = room.turn % (len(members.direct) or 1)
+        for low, high in ((start, len(members.direct)), (0, start)):
+            position = low
+            while position < high:
+                end = min(position + CHUNK, high)
+                if group.snapshot() is not current:  # somebody came, went, or got a backlog meanwhile
+                    self._write_careful(group, members.direct[position:end], events, frame, latest=latest)
+                else:
+                    handles = (
+                        members.handles
+                        if end - position == len(members.direct)
+                        else members.handles[position:end]
+                    )
+                    short = self._write_all(handles, frame)
+                    if short:
+                        self._see_to(members, short, events, frame)
+                yield end - position
+                position = end
+
+    def _see_to(
+        self, members: Snapshot, short: Sequence[tuple[int, int]], events: list[Event], frame: bytes
+    ) -> None:
+        by_handle = dict(zip(members.handles, members.direct, strict=True))
+        for handle, sent in short:
+            member = by_handle[handle]
+            if verdict := member.sink.wrote(frame, sent):
+                self._refused(member, events, verdict)
+
+    def _write_careful(
+        self, group: Group, members: list[Member], events: list[Event], frame: bytes, *, latest: bool
+    ) -> None:
+        """The same for members of an outdated snapshot: who left gets nothing."""
+        for member in members:
+            if member not in group.members:
+                continue
+            if latest and member.sink.backlogged:
+                self._refused(member, events, Verdict.FULL)
+            elif verdict := member.sink.write(frame):
+                self._refused(member, events, verdict)
 
     def _without(
-        self, group: Group, members: list[Member], events: list[Event], excluded: set[SessionId]
-    ) -> list[Member]:
+        self, group: Group, members: Snapshot, events: list[Event], excluded: set[SessionId]
+    ) -> Snapshot:
         """Send their own selection to sessions that asked for no echo; return the others."""
-        apart = [member for member in members if member.sink.id in excluded]
+        apart = {member: None for member in group.members if member.sink.id in excluded}
         if not apart:
             return members
         for member in apart:
@@ -204,15 +221,14 @@ class FanOut:
                 self.deliveries += len(own)
                 if verdict := member.sink.write(frame):
                     self._refused(member, own, verdict)
-        skip = set(apart)
-        return [member for member in members if member not in skip]
+        return Snapshot(member for member in group.members if member not in apart)
 
     def _encode(self, group: Group, events: list[Event]) -> bytes | None:
         try:
             return self._encoder.encode(group.codec, batch([event.wire for event in events]))
         except Exception:  # one bad batch must not stop the fan-out; it is counted and told
             self.encodings_failed += 1
-            for member in group.snapshot():
+            for member in list(group.members):
                 self._refused(member, events, Verdict.SPOILED)
             return None
 

@@ -29,7 +29,7 @@ class Hub:
     """Rooms, members, publishing.
 
     ``monotonic`` and ``wall`` are clocks in seconds. ``wake`` is called when
-    the fan-out has work and nobody is doing it. ``sample`` is offered (namespace,
+    the fan-out has work and nobody is doing it, ``write_all`` as the fan-out says. ``sample`` is offered (namespace,
     wire form) of each event in namespaces with ``record``.
     """
 
@@ -42,8 +42,8 @@ class Hub:
         monotonic: Callable[[], float],
         wall: Callable[[], float],
         wake: Callable[[], None],
+        write_all: WriteAll,
         sample: Callable[[str, bytes], None] | None = None,
-        write_all: WriteAll | None = None,
     ) -> None:
         self._config = config
         self._engine = engine

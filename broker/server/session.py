@@ -193,6 +193,7 @@ class Session:
         connection = self.connection
         if code is CloseCode.SLOW_CONSUMER:
             connection.abandon_backlog()
+        connection.flush_posts(after_events=True)
         if code not in SILENT:
             bye = encode_op("bye", code=int(code), reason=reason, retry_after=self._retry_after(code))
             connection.push(self.context.encoder.encode(connection.codec, b"[%b]" % bye))
@@ -231,9 +232,24 @@ class Session:
         """Queue one message for the end of this round."""
         self.connection.post(message, after_events=after_events)
 
-    def flush_posts(self) -> None:
-        """Send posted messages as one frame."""
-        self.connection.flush_posts()
+    def flush_posts(self, *, after_events: bool = False) -> None:
+        """Send posted messages."""
+        self.connection.flush_posts(after_events=after_events)
+
+    @property
+    def handle(self) -> int:
+        """Descriptor that frames may be written to directly, or -1."""
+        return self.connection.handle
+
+    def handle_changed(self) -> None:
+        """Tell every group that goes by it."""
+        for member in self.memberships.values():
+            if member.group is not None:
+                member.group.changed()
+
+    def wrote(self, frame: bytes, sent: int) -> int:
+        """A frame written to the handle was not taken whole."""
+        return self.connection.wrote(frame, sent)
 
     def on_drained(self) -> None:
         """Resume this session's rooms once its backlog is gone."""

@@ -34,10 +34,11 @@ WriteAll = Callable[[Sequence[int], bytes], Sequence[tuple[int, int]]]
 
 
 class FanOut:
-    """Drives rounds. ``refused(member, events, verdict)`` is called for each send not taken,
-    ``write_all`` writes to many handles at once.
+    """Drives rounds.
 
-    ``wake`` is called when there is work and nobody drives a round yet.
+    ``refused(member, events, verdict)`` is called for each send not taken,
+    ``wake`` when there is work and nobody drives a round yet. ``write_all``
+    writes to many handles at once.
     """
 
     def __init__(

@@ -28,9 +28,9 @@ LINGER = 5.0
 class Hub:
     """Rooms, members, publishing.
 
-    ``monotonic`` and ``wall`` are clocks in seconds. ``wake`` is called when
-    the fan-out has work and nobody is doing it, ``write_all`` as the fan-out says. ``sample`` is offered (namespace,
-    wire form) of each event in namespaces with ``record``.
+    ``monotonic`` and ``wall`` are clocks in seconds. ``wake`` and
+    ``write_all`` are for the fan-out. ``sample`` is offered (namespace, wire
+    form) of each event in namespaces with ``record``.
     """
 
     def __init__(

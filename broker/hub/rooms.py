@@ -59,7 +59,7 @@ class Sink(Protocol):
         """Hand over one whole frame; see :class:`Verdict`."""
 
     def wrote(self, frame: bytes, sent: int) -> int:
-        """``sent`` bytes of ``frame`` went to the handle, fewer than it has, or -1 for an error: see to it."""
+        """See to a frame of which the handle took only ``sent`` bytes (-1: an error); a :class:`Verdict`."""
 
     def post(self, message: bytes, *, after_events: bool = False) -> None:
         """Queue one message for the end of this round.

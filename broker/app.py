@@ -33,7 +33,7 @@ from broker.protocol.codec import Encoder
 from broker.protocol.dictionaries import Dictionaries, SampleRecorder
 from broker.protocol.inflate import ZstdReader
 from broker.server.calls import built_in
-from broker.server.connection import Traffic, write_all
+from broker.server.connection import Traffic
 from broker.server.context import Context
 from broker.server.pump import Pump
 from broker.server.registry import Registry
@@ -71,7 +71,6 @@ class Broker:
             monotonic=trio.current_time,
             wall=wall,
             wake=self._wakeup.set,
-            write_all=write_all,
             sample=self.recorder.offer if self.recorder is not None else None,
         )
         self._fanout = self.hub.fanout

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from broker.hub.rooms import Group, Member, Room, Sink, Snapshot, Verdict
+from broker.hub.rooms import Group, Member, Room, Sendable, Sink, Snapshot, Verdict
 from broker.protocol.codec import Encoder
 from broker.protocol.events import Event, SessionId
 from broker.protocol.messages import batch
@@ -29,25 +29,38 @@ FRAME_BYTES = 64 * 1024
 """A batch is cut where its JSON passes this, so that one frame never fills an outbox."""
 
 Refused = Callable[[Member, list[Event], int], None]
-WriteAll = Callable[[Sequence[int], bytes], Sequence[tuple[int, int]]]
-"""Writes one frame to each handle; returns (handle, bytes sent) of those that took less, -1 for an error."""
+
+
+def send_all(sockets: Sequence[Sendable], frame: bytes) -> list[tuple[Sendable, int]]:
+    """Send ``frame`` to each socket: the hottest loop there is.
+
+    Returns those that took less, with the bytes they took, -1 for an error.
+    """
+    short: list[tuple[Sendable, int]] = []
+    size = len(frame)
+    for socket in sockets:
+        try:
+            sent = socket.send(frame)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            sent = -1
+        if sent != size:
+            short.append((socket, sent))
+    return short
 
 
 class FanOut:
     """Drives rounds.
 
     ``refused(member, events, verdict)`` is called for each send not taken,
-    ``wake`` when there is work and nobody drives a round yet. ``write_all``
-    writes to many handles at once.
+    ``wake`` when there is work and nobody drives a round yet.
     """
 
-    def __init__(
-        self, encoder: Encoder, refused: Refused, wake: Callable[[], None], write_all: WriteAll
-    ) -> None:
+    def __init__(self, encoder: Encoder, refused: Refused, wake: Callable[[], None]) -> None:
         self._encoder = encoder
         self._refused = refused
         self._wake = wake
-        self._write_all = write_all
         self._dirty: list[Room] = []
         self._posted: list[Sink] = []
         self._waiting: list[Sink] = []
@@ -166,33 +179,26 @@ class FanOut:
                 self._refused(member, events, verdict)
         if members.behind:
             yield len(members.behind)
-        # Start elsewhere each time, so that nobody is always last.
-        start = room.turn % (len(members.direct) or 1)
-        for low, high in ((start, len(members.direct)), (0, start)):
-            position = low
-            while position < high:
-                end = min(position + CHUNK, high)
-                if group.snapshot() is not current:  # somebody came, went, or got a backlog meanwhile
-                    self._write_careful(group, members.direct[position:end], events, frame, latest=latest)
-                else:
-                    handles = (
-                        members.handles
-                        if end - position == len(members.direct)
-                        else members.handles[position:end]
-                    )
-                    short = self._write_all(handles, frame)
-                    if short:
-                        self._see_to(members, short, events, frame)
-                yield end - position
-                position = end
+        count = len(members.direct)
+        # In a large room start elsewhere each time, so that nobody is always last.
+        start = room.turn * CHUNK % count if count > CHUNK else 0
+        for position, end in _chunks(start, count):
+            if group.snapshot() is not current:  # somebody came, went, or got a backlog meanwhile
+                self._write_careful(group, members.direct[position:end], events, frame, latest=latest)
+            else:
+                whole = end - position == count
+                short = send_all(members.sockets if whole else members.sockets[position:end], frame)
+                if short:
+                    self._see_to(members, short, events, frame)
+            yield end - position
 
     def _see_to(
-        self, members: Snapshot, short: Sequence[tuple[int, int]], events: list[Event], frame: bytes
+        self, members: Snapshot, short: list[tuple[Sendable, int]], events: list[Event], frame: bytes
     ) -> None:
-        by_handle = dict(zip(members.handles, members.direct, strict=True))
-        for handle, sent in short:
-            member = by_handle[handle]
-            if verdict := member.sink.wrote(frame, sent):
+        by_socket = dict(zip(map(id, members.sockets), members.direct, strict=True))
+        for socket, size in short:
+            member = by_socket[id(socket)]
+            if verdict := member.sink.sent(frame, size):
                 self._refused(member, events, verdict)
 
     def _write_careful(
@@ -232,6 +238,13 @@ class FanOut:
             for member in list(group.members):
                 self._refused(member, events, Verdict.SPOILED)
             return None
+
+
+def _chunks(start: int, count: int) -> Iterator[tuple[int, int]]:
+    """Slices of at most ``CHUNK`` that cover ``count`` places once, beginning at ``start``."""
+    for low, high in ((start, count), (0, start)):
+        for position in range(low, high, CHUNK):
+            yield position, min(position + CHUNK, high)
 
 
 def cut(events: list[Event]) -> Iterator[list[Event]]:

@@ -14,7 +14,7 @@ from broker.config import Config, RoomOptions
 from broker.engine.base import Done, Engine, Retention, Seen
 from broker.errors import BrokerError, CloseCode, ErrorCode
 from broker.hub import presence
-from broker.hub.fanout import FanOut, WriteAll
+from broker.hub.fanout import FanOut
 from broker.hub.rooms import ALL_ROOM, USER_PREFIX, Member, MemberState, Room, Sink, Verdict
 from broker.protocol.codec import Encoder
 from broker.protocol.events import Event, Position
@@ -42,7 +42,6 @@ class Hub:
         monotonic: Callable[[], float],
         wall: Callable[[], float],
         wake: Callable[[], None],
-        write_all: WriteAll,
         sample: Callable[[str, bytes], None] | None = None,
     ) -> None:
         self._config = config
@@ -52,7 +51,7 @@ class Hub:
         self._sample = sample
         self.encoder = encoder
         self.rooms: dict[str, Room] = {}
-        self.fanout = FanOut(encoder, self._refused, wake, write_all)
+        self.fanout = FanOut(encoder, self._refused, wake)
         self._stirred: dict[Room, None] = {}
         self._idle: dict[Room, None] = {}
         self.published = 0

@@ -7,7 +7,6 @@ together in :meth:`Room.enter` and :meth:`Room.exit`.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from typing import Any, Protocol
@@ -33,6 +32,13 @@ class Verdict(IntEnum):
     """The batch could not be encoded; nobody in the group gets it."""
 
 
+class Sendable(Protocol):
+    """A non-blocking socket."""
+
+    def send(self, data: bytes, /) -> int:
+        """Send what it takes now, return how much; raises ``OSError``."""
+
+
 class Sink(Protocol):
     """A session as the hub sees it. Implemented in ``server``; every method returns at once."""
 
@@ -42,8 +48,8 @@ class Sink(Protocol):
     memberships: dict[str, Member]
 
     @property
-    def handle(self) -> int:
-        """Descriptor that frames may be written to directly, -1 while they must go through :meth:`write`.
+    def direct(self) -> Sendable | None:
+        """What whole frames may be sent to directly; ``None`` while they must go through :meth:`write`.
 
         Whoever changes it calls :meth:`Group.changed` for each group of ``memberships``.
         """
@@ -58,8 +64,8 @@ class Sink(Protocol):
     def write(self, frame: bytes) -> int:
         """Hand over one whole frame; see :class:`Verdict`."""
 
-    def wrote(self, frame: bytes, sent: int) -> int:
-        """See to a frame of which the handle took only ``sent`` bytes (-1: an error); a :class:`Verdict`."""
+    def sent(self, frame: bytes, size: int) -> int:
+        """See to a frame of which ``direct`` took only ``size`` bytes (-1: an error); a :class:`Verdict`."""
 
     def post(self, message: bytes, *, after_events: bool = False) -> None:
         """Queue one message for the end of this round.
@@ -147,24 +153,24 @@ class Member:
 class Snapshot:
     """Members of a group at one moment, never changed.
 
-    ``handles`` are those of ``direct``, in the same order, and all that the hot
-    loop touches: walking from member to session to socket costs four cache
-    misses a send, for the kernel's own work has emptied the caches in between
-    (6 % of a delivery, ``python -m bench fanout``). ``behind`` are the members
-    whose sinks must be asked.
+    ``sockets`` are those of ``direct``, in the same order, and all that the hot
+    loop touches: walking from member to session to connection to socket costs
+    three more cache misses a send, for the kernel's own work has emptied the
+    caches in between (6 % of a delivery, ``python -m bench fanout``). ``behind``
+    are the members whose sinks must be asked.
     """
 
-    __slots__ = ("behind", "direct", "handles")
+    __slots__ = ("behind", "direct", "sockets")
 
     def __init__(self, members: Iterable[Member]) -> None:
         self.direct: list[Member] = []
         self.behind: list[Member] = []
-        self.handles = array("i")
+        self.sockets: list[Sendable] = []
         for member in members:
-            handle = member.sink.handle
-            if handle >= 0:
+            socket = member.sink.direct
+            if socket is not None:
                 self.direct.append(member)
-                self.handles.append(handle)
+                self.sockets.append(socket)
             else:
                 self.behind.append(member)
 

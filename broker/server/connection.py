@@ -8,10 +8,9 @@ round. See ``docs/slow-consumers.md`` for what happens at the limits.
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 from broker.errors import CloseCode
@@ -133,9 +132,9 @@ class Connection:
     # -- out --------------------------------------------------------------------
 
     @property
-    def handle(self) -> int:
-        """Descriptor that whole frames may be written to directly, or -1."""
-        return self.fileno if self.clear and self._plain else -1
+    def direct(self) -> socket.socket | None:
+        """The socket, while whole frames may be sent to it directly."""
+        return self.sock if self.clear and self._plain else None
 
     def write(self, frame: bytes) -> int:
         """Send one whole frame, or queue it behind what is queued; see :class:`Verdict`."""
@@ -148,7 +147,7 @@ class Connection:
                 sent = 0
             except OSError:
                 sent = -1
-            return Verdict.TAKEN if sent == len(frame) else self.wrote(frame, sent)
+            return Verdict.TAKEN if sent == len(frame) else self.sent(frame, sent)
         if self.gone or self.closing or self.outbox is None:
             return Verdict.CLOSED
         traffic = self._traffic
@@ -161,13 +160,13 @@ class Connection:
         traffic.queued += size
         return Verdict.TAKEN
 
-    def wrote(self, frame: bytes, sent: int) -> int:
-        """The socket took only ``sent`` bytes of ``frame``: queue the rest. -1: it is broken."""
-        if sent < 0:
+    def sent(self, frame: bytes, size: int) -> int:
+        """The socket took only ``size`` bytes of ``frame``: queue the rest. -1: it is broken."""
+        if size < 0:
             self._lose()
             return Verdict.CLOSED
         outbox = self.outbox = Outbox()
-        outbox.push(frame, sent)
+        outbox.push(frame, size)
         traffic = self._traffic
         traffic.queued += outbox.size
         traffic.backlogs += 1
@@ -180,7 +179,7 @@ class Connection:
         if clear != self.clear:
             self.clear = clear
             if self.owner is not None:
-                self.owner.handle_changed()
+                self.owner.direct_changed()
 
     def push(self, frame: bytes) -> None:
         """Send or queue a control frame whatever the limits say: it is small, and the only one."""
@@ -243,17 +242,6 @@ class Connection:
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
             self._lose()
-
-    def start_backlog(self, frame: bytes, sent: int) -> None:
-        """The socket took only ``sent`` bytes of ``frame``: queue the rest."""
-        outbox = self.outbox = Outbox()
-        outbox.push(frame, sent)
-        traffic = self._traffic
-        traffic.queued += outbox.size
-        traffic.backlogs += 1
-        self.clear = False
-        self.progress = True
-        self._watch(self.interest | WRITE)
 
     def abandon_backlog(self) -> None:
         """Forget queued frames but for one that is half sent, to end with a slow reader soon."""
@@ -366,27 +354,6 @@ class Connection:
         self._traffic.pump.remove(self.fileno)
         self._forget_backlog()
         self.on_gone()
-
-
-def write_all(handles: Sequence[int], frame: bytes) -> list[tuple[int, int]]:
-    """Write ``frame`` to each handle: the hottest loop there is (see :data:`broker.hub.fanout.WriteAll`).
-
-    ``os.write`` on numbers from an array touches nothing but the array;
-    :class:`~broker.hub.rooms.Snapshot` tells why that matters.
-    """
-    short: list[tuple[int, int]] = []
-    write = os.write
-    size = len(frame)
-    for handle in handles:
-        try:
-            sent = write(handle, frame)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            sent = -1
-        if sent != size:
-            short.append((handle, sent))
-    return short
 
 
 def _nobody(*_arguments: Any) -> None:

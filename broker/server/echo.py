@@ -51,8 +51,8 @@ class Echo:
         self._connection.close(code, reason)
         self._end()
 
-    def handle_changed(self) -> None:
-        """Nobody goes by the handle of an echo."""
+    def direct_changed(self) -> None:
+        """Nobody sends past an echo's connection."""
 
     def _end(self) -> None:
         self._over = True

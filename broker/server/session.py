@@ -23,7 +23,7 @@ import trio
 from broker import __version__
 from broker.auth.permissions import ANONYMOUS, Identity
 from broker.errors import BrokerError, CloseCode, ErrorCode
-from broker.hub.rooms import Member
+from broker.hub.rooms import Member, Sendable
 from broker.protocol.codec import Codec
 from broker.protocol.events import Position, SessionId, UserId
 from broker.protocol.filters import MAX_DEPTH as FILTER_DEPTH
@@ -237,19 +237,19 @@ class Session:
         self.connection.flush_posts(after_events=after_events)
 
     @property
-    def handle(self) -> int:
-        """Descriptor that frames may be written to directly, or -1."""
-        return self.connection.handle
+    def direct(self) -> Sendable | None:
+        """The socket, while whole frames may be sent to it directly."""
+        return self.connection.direct
 
-    def handle_changed(self) -> None:
+    def direct_changed(self) -> None:
         """Tell every group that goes by it."""
         for member in self.memberships.values():
             if member.group is not None:
                 member.group.changed()
 
-    def wrote(self, frame: bytes, sent: int) -> int:
-        """A frame written to the handle was not taken whole."""
-        return self.connection.wrote(frame, sent)
+    def sent(self, frame: bytes, size: int) -> int:
+        """The socket took only ``size`` bytes of ``frame``."""
+        return self.connection.sent(frame, size)
 
     def on_drained(self) -> None:
         """Resume this session's rooms once its backlog is gone."""

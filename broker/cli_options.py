@@ -192,6 +192,44 @@ class Json(click.ParamType[Any]):
             self.fail(f"not JSON: {error}", param, ctx)
 
 
+class Place(click.ParamType[tuple[str, int]]):
+    """A position in a room's stream, as ``EPOCH:OFFSET``."""
+
+    name = "EPOCH:OFFSET"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """Epoch and offset. The epoch may hold colons, the offset cannot."""
+        epoch, colon, offset = str(value).rpartition(":")
+        if not (colon and epoch and offset.isascii() and offset.isdigit()):
+            self.fail(f"{value!r} is no position; write EPOCH:OFFSET as --json shows them", param, ctx)
+        return epoch, int(offset)
+
+
+class Tag(click.ParamType[tuple[str, "str | int | float"]]):
+    """``name=value``; a value that is a JSON number or string is that, any other is text."""
+
+    name = "K=V"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str | int | float]:
+        """Name and value."""
+        name, equals, text = str(value).partition("=")
+        if not (name and equals):
+            self.fail(f"{value!r} has no '='; write NAME=VALUE", param, ctx)
+        try:
+            parsed = json.loads(text)
+        except (ValueError, RecursionError):
+            return name, text
+        number = isinstance(parsed, (int, float)) and not isinstance(parsed, bool) and abs(parsed) < 1 << 63
+        return name, parsed if number or isinstance(parsed, str) else text
+
+
+# --- What is shown ---------------------------------------------------------------------
+
+
 def json_text(value: object) -> str:
     """``value`` as JSON that is safe to show: what does not print (C1 control characters) is escaped."""
     text = json.dumps(value, ensure_ascii=False)

@@ -7,19 +7,20 @@ characters, so that nobody takes over the terminal of whoever listens.
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 import trio
 
-from broker.cli_options import Exit, Json, closing, fail, json_text, word
+from broker.cli_options import Exit, Json, Place, Tag, closing, fail, json_text, word
 
 if TYPE_CHECKING:
-    from broker.client import Item
+    from broker.client import ClientError, Item
 
 DEFAULT_URL = "ws://127.0.0.1:8765/ws"
 
@@ -30,13 +31,33 @@ _REFUSED_CODES = frozenset({"unauthenticated", "forbidden"})
 _REFUSED_CLOSES = frozenset({4401, 4403, 4408, 4501})
 
 
+def _websocket(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    """Check ``--url`` here, where a bad one is a matter of usage and not of the connection."""
+    try:
+        url = urlsplit(value)
+        usable = url.scheme in {"ws", "wss"} and bool(url.hostname) and url.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise click.BadParameter(f"{value!r} is not ws://HOST[:PORT]/ws or wss://…")
+    return value
+
+
 def _connection(command: Callable[..., None]) -> Callable[..., None]:
     """Options of the commands that open a session."""
     for option in (
         click.option(
             "--token", envvar="BROKER_TOKEN", show_envvar=True, help="who you are; see `broker token`"
         ),
-        click.option("--url", envvar="BROKER_URL", show_envvar=True, default=DEFAULT_URL, show_default=True),
+        click.option(
+            "--url",
+            envvar="BROKER_URL",
+            show_envvar=True,
+            default=DEFAULT_URL,
+            show_default=True,
+            callback=_websocket,
+            help="the client port",
+        ),
     ):
         command = option(command)
     return command
@@ -57,12 +78,13 @@ def _run(work: Callable[[], Awaitable[None]]) -> None:
     else:
         return
     if isinstance(error, ClientError):
-        fail(str(error), _code(error))
+        fail(str(error), exit_code(error))
     raise error
 
 
-def _code(error: Exception) -> Exit:
-    from broker.client import Closed, ConnectFailed, RequestError  # noqa: PLC0415 - as above
+def exit_code(error: ClientError) -> Exit:
+    """How a script is told what went wrong."""
+    from broker.client import Closed, ConnectFailed, RequestError, RoomClosed  # noqa: PLC0415 - as above
 
     match error:
         case ConnectFailed(status=401 | 403):
@@ -71,28 +93,13 @@ def _code(error: Exception) -> Exit:
             return Exit.UNREACHABLE
         case Closed(code=code) if code in _REFUSED_CLOSES:
             return Exit.REFUSED
-        case RequestError(code=code) if code in _REFUSED_CODES:
+        case RequestError(code=code) | RoomClosed(code=code) if code in _REFUSED_CODES:
             return Exit.REFUSED
         case _:
             return Exit.FAILED
 
 
 # --- listen ---------------------------------------------------------------------------
-
-
-class Place(click.ParamType[tuple[str, int]]):
-    """A position in a room's stream, as ``EPOCH:OFFSET``."""
-
-    name = "EPOCH:OFFSET"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, int]:
-        """Epoch and offset. The epoch may hold colons, the offset cannot."""
-        epoch, colon, offset = str(value).rpartition(":")
-        if not (colon and epoch and offset.isascii() and offset.isdigit()):
-            self.fail(f"{value!r} is no position; write EPOCH:OFFSET as --json shows them", param, ctx)
-        return epoch, int(offset)
 
 
 @click.command(
@@ -175,7 +182,7 @@ def json_line(item: Item) -> str:
 
 def text_line(item: Item) -> str:
     """One item for people; :func:`click.echo` takes the colours out where they are not wanted."""
-    from broker.client import Event, Lost, Presence  # noqa: PLC0415 - as above
+    from broker.client import Event, Left, Lost, Presence  # noqa: PLC0415 - as above
 
     room = click.style(item.room, fg="cyan")
     match item:
@@ -196,6 +203,8 @@ def text_line(item: Item) -> str:
                 f"{sign}{word(member.user or member.session)}" for sign, some in changes for member in some
             ]
             return f"{room} {click.style(' '.join(who), fg='magenta')}"
+        case Left():
+            return f"{room} {click.style(f'taken away ({item.code})', fg='red')}"
         case _:
             hole = "nothing was missed" if item.recovered else "events may be missing here"
             colour = "yellow" if item.recovered else "red"
@@ -203,26 +212,6 @@ def text_line(item: Item) -> str:
 
 
 # --- publish -----------------------------------------------------------------------------
-
-
-class Tag(click.ParamType[tuple[str, "str | int | float"]]):
-    """``name=value``; a value that is a JSON number or string is that, any other is text."""
-
-    name = "K=V"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, str | int | float]:
-        """Name and value."""
-        name, equals, text = str(value).partition("=")
-        if not (name and equals):
-            self.fail(f"{value!r} has no '='; write NAME=VALUE", param, ctx)
-        try:
-            parsed = json.loads(text)
-        except (ValueError, RecursionError):
-            return name, text
-        number = isinstance(parsed, (int, float)) and not isinstance(parsed, bool) and abs(parsed) < 1 << 63
-        return name, parsed if number or isinstance(parsed, str) else text
 
 
 @click.command(
@@ -263,10 +252,9 @@ def publish(
     async def work() -> None:
         from broker.client import connect  # noqa: PLC0415 - as above
 
-        async with connect(url, token=token) as client:
-            number = 0
-            async for value in _values() if data == "-" else _single(once):
-                number += 1
+        values = _values() if data == "-" else _single(once)
+        async with connect(url, token=token) as client, aclosing(values):
+            async for value in values:
                 place = await client.publish(room, event, value, key=key, slot=slot, tags=dict(tags) or None)
                 stored = {} if place is None else {"epoch": place.epoch, "offset": place.offset}
                 if as_json:
@@ -277,16 +265,17 @@ def publish(
     _run(work)
 
 
-async def _single(value: Any) -> AsyncIterator[Any]:
+async def _single(value: Any) -> AsyncGenerator[Any, None]:
     yield value
 
 
-async def _values() -> AsyncIterator[Any]:
+async def _values() -> AsyncGenerator[Any, None]:
     number = 0
-    async for line in input_lines(0):
-        number += 1
-        if line.strip():
-            yield _parse(line, f"line {number}")
+    async with aclosing(input_lines(0)) as lines:
+        async for line in lines:
+            number += 1
+            if line.strip():
+                yield _parse(line, f"line {number}")
 
 
 def _parse(text: str | bytes, where: str) -> Any:
@@ -298,7 +287,7 @@ def _parse(text: str | bytes, where: str) -> Any:
         raise click.UsageError(f"{where} is not JSON: {error}") from None
 
 
-async def input_lines(descriptor: int) -> AsyncIterator[bytes]:
+async def input_lines(descriptor: int) -> AsyncGenerator[bytes, None]:
     """Lines of a descriptor, while the session goes on beside it.
 
     It is left in blocking mode, which it shares with the shell it came from: a

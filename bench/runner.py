@@ -77,6 +77,8 @@ class Run:
     memory_ready: int
     memory_end: int
     memory_peak: int
+    wakes: int
+    """How often the server slept and woke while publishing went on."""
     client_cpu: int
     """Of the load client, while publishing."""
     disturbed: float
@@ -188,12 +190,12 @@ def run(
             cpu_ready = server.cpu()
             _wait(settle, server)
             memory_ready = server.memory()
-            cpu_start, client_start = server.cpu(), client.cpu()
+            cpu_start, client_start, wakes = server.cpu(), client.cpu(), server.wakes()
             if workload.publishes:
                 client.go()
                 client.wait("done", pace.lead + seconds + 2 * pace.settle_timeout + 10)
             cpu_end, memory_end = server.cpu(), server.memory()
-            client_cpu = client.cpu() - client_start
+            client_cpu, wakes = client.cpu() - client_start, server.wakes() - wakes
             after = _core_busy(bench.server_core), time.monotonic(), cpu_end
             recording = client.finish()
     except LoadError:
@@ -213,6 +215,7 @@ def run(
         memory_ready=memory_ready,
         memory_end=memory_end,
         memory_peak=max(peak, memory_ready, memory_end),
+        wakes=wakes,
         client_cpu=client_cpu,
         disturbed=_others(before, after),
     )

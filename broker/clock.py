@@ -47,6 +47,8 @@ class Clock:
             context.hub.push_presence()
             if tick % _SECOND == 0:
                 context.wheel.advance(now)
+                for connection in list(context.traffic.behind):
+                    connection.owner.check_progress(now)
                 context.hub.sweep_idle()
             if tick % _POSITIONS == 0:
                 context.hub.push_positions()

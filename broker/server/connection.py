@@ -47,6 +47,8 @@ class Traffic:
         self.process_outbox_bytes = process_outbox_bytes or 2**63
         self.queued = 0
         """Bytes in all outboxes now."""
+        self.behind: dict[Connection, None] = {}
+        """Connections with an outbox."""
         self.backlogs = 0
         """Times a socket did not take a frame at once."""
         self.refused = 0
@@ -169,6 +171,7 @@ class Connection:
         outbox.push(frame, size)
         traffic = self._traffic
         traffic.queued += outbox.size
+        traffic.behind[self] = None
         traffic.backlogs += 1
         self.progress = True
         self._set_clear(False)
@@ -248,10 +251,14 @@ class Connection:
         if self.outbox is not None:
             self._traffic.queued -= self.outbox.keep_first()
 
+    def _end_backlog(self) -> None:
+        self.outbox = None
+        del self._traffic.behind[self]
+
     def _forget_backlog(self) -> None:
         if self.outbox is not None:
             self._traffic.queued -= self.outbox.size
-            self.outbox = None
+            self._end_backlog()
         self._posts = self._posts_after = None
 
     def when_drained(self, callback: Callable[[], None]) -> None:
@@ -284,7 +291,7 @@ class Connection:
                     return
             else:
                 return
-            self.outbox = None
+            self._end_backlog()
             self._set_clear(not self.closing)
         self._watch(self.interest & ~WRITE)
         if self._want_drained is not None:

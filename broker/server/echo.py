@@ -51,6 +51,9 @@ class Echo:
         self._connection.close(code, reason)
         self._end()
 
+    def check_progress(self, now: float) -> None:
+        """An echo may take its time."""
+
     def direct_changed(self) -> None:
         """Nobody sends past an echo's connection."""
 

@@ -45,8 +45,6 @@ SILENT = frozenset(
     {CloseCode.PROTOCOL_ERROR, CloseCode.UNSUPPORTED_DATA, CloseCode.INVALID_DATA, CloseCode.TOO_BIG}
 )
 """Codes without a ``bye``: the peer does not speak the protocol, or says what we cannot follow."""
-MAX_TICK = 10.0
-"""Look at each session at least this often (s), so that a stalled backlog is noticed in time."""
 IN_FLIGHT = 256
 """Publishes of one session that may be on their way to the store."""
 
@@ -123,7 +121,7 @@ class Session:
     async def run(self) -> None:
         """Serve the session to its end: ``welcome`` was posted, the connection is started."""
         context = self.context
-        context.wheel.add(self, min(self._next_tick(), context.monotonic() + MAX_TICK))
+        context.wheel.add(self, self._next_tick())
         try:
             while self.ending is None:
                 await self._wakeup.wait()
@@ -517,15 +515,13 @@ class Session:
         if overdue is not None:
             self.disconnect(*overdue)
             return None
-        return min(self._next_tick(), now + MAX_TICK)
+        return self._next_tick()
 
     def _overdue(self, now: float) -> tuple[CloseCode, str] | None:
         if self._auth_deadline and now >= self._auth_deadline:
             return CloseCode.NEVER_AUTHENTICATED, "no token came in time"
         if self._expires_at and now >= self._expires_at:
             return CloseCode.TOKEN_EXPIRED, "the token has expired"
-        if self._stalled(now):
-            return CloseCode.SLOW_CONSUMER, "queued bytes did not move"
         if self._silent(now):
             return CloseCode.NO_PONG, "no pong"
         return None
@@ -534,13 +530,14 @@ class Session:
         times = (self._pong_deadline or self._ping_at, self._auth_deadline, self._expires_at)
         return min(time for time in times if time)
 
-    def _stalled(self, now: float) -> bool:
+    def check_progress(self, now: float) -> None:
+        """There is a backlog: end the session if it has not moved for too long. Called every second."""
         connection = self.connection
-        if connection.outbox is None or connection.progress:
+        if connection.progress:
             connection.progress = False
             self._stalled_since = now
-            return False
-        return now - self._stalled_since >= self.context.config.server.write_timeout
+        elif now - self._stalled_since >= self.context.config.server.write_timeout:
+            self.disconnect(CloseCode.SLOW_CONSUMER, "queued bytes did not move")
 
     def _silent(self, now: float) -> bool:
         server = self.context.config.server

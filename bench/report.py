@@ -115,7 +115,9 @@ def show(result: Result) -> None:
         )
     console.print(table)
     for bar in result.bars:
-        if bar.value is not None:
+        if bar.value is None:
+            console.print(f"  unknown  {bar.text()}  (not measured in this run)")
+        else:
             console.print(
                 f"  {'reached' if bar.reached else 'MISSED '}  {bar.text()}  (measured {bar.value:.3g})"
             )

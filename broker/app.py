@@ -137,7 +137,7 @@ class Broker:
     ) -> None:
         """Run until :meth:`stop`, or until cancelled. Started once both ports answer."""
         config = self.config
-        listeners = listen(config.server)
+        listeners = _listen(config)
         self.client_port = listeners[0].getsockname()[1]
         try:
             async with trio.open_nursery() as nursery:
@@ -161,6 +161,15 @@ class Broker:
         finally:
             for listener in listeners:
                 listener.close()
+            self._keep_samples()
+
+    def _keep_samples(self) -> None:
+        if self.recorder is None:
+            return
+        try:
+            self.recorder.flush()
+        except OSError as error:
+            log.warning("cannot keep the recorded samples", error=str(error))
 
     def stop(self) -> None:
         """Drain, then end :meth:`run`."""
@@ -178,6 +187,20 @@ class Broker:
         if self.admin_port >= 0:
             line += f" admin http://{_host(self.config.admin.host)}:{self.admin_port}"
         return line
+
+
+def _listen(config: Config) -> list[socket.socket]:
+    """Listening sockets; the reason why there are none is the operator's to mend."""
+    where = config.server
+    try:
+        return listen(where)
+    except OSError as error:
+        raise ConfigurationError(
+            "configuration",
+            "server.port",
+            f"cannot listen on {_host(where.host)}:{where.port}: {error.strerror or error}",
+            "give another server.host or server.port (0 lets the system choose), or stop who holds it",
+        ) from None
 
 
 def _host(host: str) -> str:
@@ -214,8 +237,6 @@ def run(config: Config) -> int:
         trio.run(_main, config)
     except* ConfigurationError as group:
         faults += [str(error) for error in _leaves(group)]
-    except* OSError as group:
-        faults += [f"cannot listen: {error}" for error in _leaves(group)]
     for fault in faults:
         sys.stderr.write(f"{fault}\n")
     return 2 if faults else 0

@@ -16,11 +16,12 @@ log = structlog.get_logger(__name__)
 
 TICK: Final = 0.1
 """Presence changes are gathered this long (s)."""
-_SECOND: Final = 10
-_POSITIONS: Final = 50
-"""Ticks between two ``position`` messages: 5 s."""
-_SLOW_SWEEPS: Final = 300
-"""Ticks between sweeps that may take their time: 30 s."""
+SECOND: Final = 1.0
+"""Between two looks at the deadlines of sessions and at idle rooms (s)."""
+POSITIONS: Final = 5.0
+"""Between two ``position`` messages (s)."""
+HOUSEKEEPING: Final = 30.0
+"""Between sweeps that may take their time (s)."""
 RAMP: Final = 5000
 """New sessions after which what lives is taken out of the garbage collector's sight."""
 
@@ -32,27 +33,31 @@ class Clock:
         self._context = context
         self._recorder = recorder
         self._frozen_at = 0
+        self._problems: list[str] = []
 
     async def run(self) -> None:
         """Tick until cancelled. Late ticks are not caught up, but seen as loop lag."""
         context = self._context
-        tick = 0
-        due = trio.current_time() + TICK
+        started = trio.current_time()
+        due = started + TICK
+        second, positions, housekeeping = started + SECOND, started + POSITIONS, started + HOUSEKEEPING
         while True:
             await trio.sleep_until(due)
             now = trio.current_time()
             context.stages.loop_lag.observe(now - due)
             due = max(due + TICK, now)
-            tick += 1
             context.hub.push_presence()
-            if tick % _SECOND == 0:
+            if now >= second:
+                second = now + SECOND
                 context.wheel.advance(now)
                 for connection in list(context.traffic.behind):
                     connection.owner.check_progress(now)
                 context.hub.sweep_idle()
-            if tick % _POSITIONS == 0:
+            if now >= positions:
+                positions = now + POSITIONS
                 context.hub.push_positions()
-            if tick % _SLOW_SWEEPS == 0:
+            if now >= housekeeping:
+                housekeeping = now + HOUSEKEEPING
                 await self._housekeeping(now)
 
     async def _housekeeping(self, now: float) -> None:
@@ -64,15 +69,25 @@ class Clock:
             self._frozen_at = context.registry.opened
             gc.freeze()
         if self._recorder is not None:
-            await trio.to_thread.run_sync(self._recorder.flush)
-        for problem in context.dictionaries.problems:
-            log.warning("dictionary left aside", problem=problem)
+            try:
+                await trio.to_thread.run_sync(self._recorder.flush)
+            except OSError as error:  # a full disk costs samples, not sessions
+                log.warning("cannot keep the recorded samples", error=str(error))
         if await trio.to_thread.run_sync(context.dictionaries.rescan):
             self.announce_dictionaries()
+        self._tell_problems()
+
+    def _tell_problems(self) -> None:
+        """Log what cannot be used, once and not every time it is found again."""
+        problems = self._context.dictionaries.problems
+        for problem in problems:
+            if problem not in self._problems:
+                log.warning("dictionary left aside", problem=problem)
+        self._problems = list(problems)
 
     def announce_dictionaries(self) -> None:
-        """Tell every session that could use them."""
+        """Tell every session that could use them, save those that have yet to be welcomed."""
         message = encode_op("dicts", dicts=self._context.dictionaries.announcement())
         for session in self._context.registry.sessions.values():
-            if session.connection.codec.kind == "zstd":
+            if session.connection.codec.kind == "zstd" and session.connection.started:
                 session.post(message)

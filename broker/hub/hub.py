@@ -315,6 +315,15 @@ class Hub:
         member.state = state
         self._touch(member)
 
+    def introduce(self, member: Member) -> None:
+        """Who the member is, or what its token shows of it, may have changed."""
+        self._touch(member)
+
+    def unwatch(self, member: Member) -> None:
+        """Push no more presence to the member: it may not see it any longer."""
+        member.watches = False
+        member.room.watchers.pop(member, None)
+
     def acknowledge(self, member: Member, offset: int) -> None:
         """The member has seen everything up to ``offset``. Going back changes nothing."""
         room = member.room

@@ -3,8 +3,7 @@
 ``now`` is called on the pump's pass and must not wait. It returns the fields of
 the reply (``None`` for an empty one), or ``ANSWERED`` when the answer is or
 will be given otherwise, or ``WAIT`` when it has changed nothing and ``later``
-must do it on the session's own task (without ``later``: once nothing of this
-session is on its way to the store). Either raises ``BrokerError`` to refuse.
+must do it on the session's own task. Either raises ``BrokerError`` to refuse.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from broker.hub.rooms import Member
 from broker.protocol import messages
 from broker.protocol.events import Event, Position, make_event
 from broker.protocol.filters import Filter, check_tags, compile_filter
-from broker.server import identity, joining
+from broker.server import identity, joining, replies
 from broker.server.calls import RunningCall
 
 if TYPE_CHECKING:
@@ -34,14 +33,14 @@ HISTORY_BYTES: Final = 128 * 1024
 """Events in one ``history`` reply; half of what an outbox holds by default."""
 
 
-class _Mark:
+class Mark:
     """A reply that is none."""
 
 
-WAIT: Final = _Mark()
-ANSWERED: Final = _Mark()
+WAIT: Final = Mark()
+ANSWERED: Final = Mark()
 
-Reply = dict[str, Any] | _Mark | None
+Reply = dict[str, Any] | Mark | None
 
 
 class Command(NamedTuple):
@@ -84,7 +83,8 @@ def _check_join(session: Session, message: messages.Join) -> Filter | None:
     if message.presence:
         may_see_presence(session.identity, room, options)
     limit = session.context.config.limits.rooms_per_session
-    if limit and len(session.memberships) >= limit and room not in session.memberships:
+    joined = len(session.memberships) - identity.count_server_rooms(session)
+    if joined >= limit and room not in session.memberships:
         raise BrokerError(ErrorCode.LIMIT_EXCEEDED, f"a session may be in {limit} rooms", room=room)
     return compile_filter(message.filter) if message.filter is not None else None
 
@@ -137,18 +137,21 @@ def _publish(session: Session, message: messages.Publish) -> Reply:
         context.hub.publish(event)
         session.answer(message.id, None, after_events=True)
         return ANSWERED
-    if not session.start_publish():
-        return WAIT
     started = context.monotonic()
-    context.hub.publish(event, partial(_stored, session, message.id, started))
+    reply = session.start_publish()
+    context.hub.publish(event, partial(_stored, session, reply, message.id, started))
     return ANSWERED
 
 
 def _stored(
-    session: Session, identifier: int | str | None, started: float, outcome: Position | BrokerError
+    session: Session,
+    reply: replies.Reply,
+    identifier: int | str | None,
+    started: float,
+    outcome: Position | BrokerError,
 ) -> None:
     session.context.stages.commit.observe(session.context.monotonic() - started)
-    session.published(identifier, outcome)
+    session.published(reply, identifier, outcome)
 
 
 # -- presence, positions, the past ----------------------------------------------
@@ -171,14 +174,21 @@ def _state(session: Session, message: messages.State) -> Reply:
     return None
 
 
-def _presence(session: Session, message: messages.Presence) -> Reply:
+def _presence_now(session: Session, message: messages.Presence) -> Reply:
     context = session.context
     check_room(message.room)
     may_see_presence(session.identity, message.room, context.config.options(message.room))
+    if session.backlogged:
+        return WAIT  # lists are long, and who does not read them must not pile them up
     room = context.hub.rooms.get(message.room)
     if room is None:
         return {"members": [], "sessions": 0, "users": 0}
     return {"members": presence.listing(room), **presence.counts(room)}
+
+
+async def _presence_later(session: Session, message: messages.Presence) -> Reply:
+    await session.drained()
+    return _presence_now(session, message) if not session.backlogged else ANSWERED
 
 
 def _ack(session: Session, message: messages.Ack) -> Reply:
@@ -202,6 +212,8 @@ def _check_history(session: Session, message: messages.History) -> HistoryQuery:
 
 def _history_now(session: Session, message: messages.History) -> Reply:
     query = _check_history(session, message)
+    if session.backlogged:
+        return WAIT  # as with presence
     page = session.context.engine.history_nowait(message.room, query)
     return _history_reply(message, page) if page is not None else WAIT
 
@@ -209,6 +221,7 @@ def _history_now(session: Session, message: messages.History) -> Reply:
 async def _history_later(session: Session, message: messages.History) -> Reply:
     query = _check_history(session, message)
     context = session.context
+    await session.drained()
     page = await context.engine.history(message.room, query, context.hub.retention(message.room))
     return _history_reply(message, page)
 
@@ -287,7 +300,7 @@ COMMANDS: Final[dict[type, Command]] = {
     messages.Leave: Command("leave", _leave, "join"),
     messages.Publish: Command("publish", _publish, "publish"),
     messages.State: Command("state", _state, "state"),
-    messages.Presence: Command("presence", _presence, "query"),
+    messages.Presence: Command("presence", _presence_now, "query", _presence_later),
     messages.History: Command("history", _history_now, "query", _history_later),
     messages.Ack: Command("ack", _ack, "state"),
     messages.Call: Command("call", _call, "call"),

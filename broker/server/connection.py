@@ -115,9 +115,15 @@ class Connection:
         self.owner: Any = None
 
     def start(self) -> None:
-        """Let the pump drive this connection."""
-        self.interest = READ
-        self._traffic.pump.add(self.fileno, self)
+        """Let the pump drive this connection. What could not be sent before waits until now."""
+        self.interest |= READ
+        if not self.gone:
+            self._traffic.pump.add(self.fileno, self, self.interest)
+
+    @property
+    def started(self) -> bool:
+        """Whether the pump drives this connection."""
+        return self.fileno in self._traffic.pump
 
     def stop(self) -> None:
         """Leave the pump and close the socket. Safe to call twice."""

@@ -39,9 +39,9 @@ class Echo:
         if opcode in (CLOSE, FAIL):
             connection.close(*payload)
             self._end()
-        elif opcode == PING:
+        elif opcode == PING and connection.outbox is None:  # who does not read gets no pongs either
             connection.push(encode_frame(PONG, payload))
-        elif opcode != PONG:
+        elif opcode not in (PING, PONG):
             frame = self._encoder.encode_echo(connection.codec, opcode, payload)
             if connection.write(frame) == Verdict.FULL:
                 self.disconnect(CloseCode.SLOW_CONSUMER, "echoes are not read")

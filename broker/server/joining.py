@@ -36,8 +36,12 @@ def join_now(session: Session, message: messages.Join, filter_: Filter | None) -
     catch_up = _begin(session, room, message, filter_)
     if page is not None:
         for frame in catch_up.feed(page):
-            session.write(frame)
+            if session.write(frame) == Verdict.FULL:
+                catch_up.give_up()
+                break
         assert catch_up.query() is None, "the memory of a warm room reaches up to its position"
+    if room.slots:
+        session.flush_answers()  # a snapshot may be large: the next one waits until it is read
     return True
 
 
@@ -78,11 +82,16 @@ async def open_room(session: Session, name: str) -> Room:
         return room
     position = await context.engine.open(name, hub.retention(name))
     position = context.engine.position(name) or position  # events may have come while we were being woken
-    if name in hub.rooms or not hub.needs_past(name):
-        return hub.obtain(name, position)
-    query = HistoryQuery(limit=hub.options(name).history, tail=hub.options(name).history)
-    page = await context.engine.history(name, query, hub.retention(name))
-    return hub.obtain(name, context.engine.position(name) or page.top, page.events)
+    try:
+        if name in hub.rooms or not hub.needs_past(name):
+            return hub.obtain(name, position)
+        query = HistoryQuery(limit=hub.options(name).history, tail=hub.options(name).history)
+        page = await context.engine.history(name, query, hub.retention(name))
+        return hub.obtain(name, context.engine.position(name) or page.top, page.events)
+    except BaseException:
+        if name not in hub.rooms:
+            context.engine.close(name)
+        raise
 
 
 def _past(room: Room, message: messages.Join) -> tuple[Position | None, int]:

@@ -49,18 +49,23 @@ class Pump:
         """Ready sockets handled; ``ready / passes`` tells how well passes are filled."""
 
     def add(self, fileno: int, channel: Channel, interest: int = READ) -> None:
-        """Watch a socket until :meth:`remove`."""
-        self._epoll.register(fileno, interest)
-        self._channels[fileno] = channel
+        """Watch a socket until :meth:`remove`. After the end of :meth:`run` nothing is watched any more."""
+        if not self._epoll.closed:
+            self._epoll.register(fileno, interest)
+            self._channels[fileno] = channel
 
     def watch(self, fileno: int, interest: int) -> None:
-        """Change what a socket is watched for."""
-        self._epoll.modify(fileno, interest)
+        """Change what a socket is watched for. Unknown numbers are ignored."""
+        if fileno in self._channels:
+            self._epoll.modify(fileno, interest)
 
     def remove(self, fileno: int) -> None:
         """Stop watching; to be called before the socket is closed. Unknown numbers are ignored."""
         if self._channels.pop(fileno, None) is not None:
             self._epoll.unregister(fileno)
+
+    def __contains__(self, fileno: int) -> bool:
+        return fileno in self._channels
 
     def __len__(self) -> int:
         return len(self._channels)
@@ -89,4 +94,5 @@ class Pump:
                 self.ready += len(ready)
                 self._after_pass()
         finally:
+            channels.clear()  # their owners end in the same moment, and call remove when it is closed
             self._epoll.close()

@@ -112,6 +112,7 @@ class Registry:
             "accepted": self.accepted,
             "sessions": len(self.sessions),
             "users": len(self._users),
+            "strangers": sum(self._strangers.values()),
             "opened": self.opened,
             "closes": {str(code): count for code, count in self.closes.items()},
             "refused": dict(self.refused),

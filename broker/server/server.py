@@ -20,7 +20,6 @@ import structlog
 import trio
 
 from broker.auth.claims import TokenRefused
-from broker.auth.permissions import Identity
 from broker.config import Config
 from broker.config import Server as Settings
 from broker.errors import BrokerError, CloseCode, ErrorCode
@@ -52,6 +51,8 @@ LINGER_SECONDS: Final = 1.0
 """How long a refused client may take to read our answer before the socket is closed."""
 LINGER_BYTES: Final = 64 * 1024
 DRAIN_CHUNK: Final = 200
+OUT_OF_RESOURCES_PAUSE: Final = 0.5
+"""Seconds without accepting after EMFILE: the queue stays readable, so without a pause we would spin."""
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
@@ -67,7 +68,6 @@ class Server:
         self._subprotocols = ["broker.v1.json"] + (["broker.v1.zstd"] if config.server.zstd else [])
         self._tls = make_tls_context(config.server)
         self._limit = connection_limit(config)
-        self._accepting = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
         self._all_gone = trio.Event()
         self.draining = False
@@ -84,52 +84,57 @@ class Server:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                with self._accepting:
-                    async with trio.open_nursery() as acceptors:
-                        for listener in listeners:
-                            acceptors.start_soon(self._accept, listener)
-                        task_status.started()
                 for listener in listeners:
-                    listener.close()
+                    nursery.start_soon(self._accept, listener)
+                task_status.started()
         finally:
             for listener in listeners:
                 listener.close()
 
     async def _accept(self, listener: socket.socket) -> None:
         limits = self._context.config.limits
-        registry = self._context.registry
         bucket = None
         if limits.accepts:
             bucket = Bucket(limits.accepts, limits.accept_burst, self._context.monotonic())
-        assert self._nursery is not None
+        allowed = exhausted = False
         while True:
             await trio.lowlevel.wait_readable(listener)
             for _ in range(ACCEPTS):
-                wait = bucket.take(self._context.monotonic()) if bucket is not None else 0.0
-                if wait:
-                    await trio.sleep(wait)  # the kernel's queue holds the others meanwhile
-                    continue
+                if bucket is not None and not allowed:
+                    wait = bucket.take(self._context.monotonic())
+                    if wait:
+                        await trio.sleep(wait)  # the kernel's queue holds the others meanwhile
+                        continue
+                    allowed = True
                 try:
                     sock, address = listener.accept()
                 except BlockingIOError:
                     break
                 except OSError as error:
                     if error.errno in _OUT_OF_RESOURCES:
-                        registry.refuse("descriptors")
-                        log.warning("cannot accept: out of descriptors or memory", error=str(error))
-                        await trio.sleep(0.5)  # the queue stays readable: without a pause this would spin
+                        self._context.registry.refuse("descriptors")
+                        if not exhausted:
+                            log.warning("cannot accept: out of descriptors or memory", error=str(error))
+                        exhausted = True
+                        await trio.sleep(OUT_OF_RESOURCES_PAUSE)
                         break
                     continue  # the client gave up before we came (ECONNABORTED and its kind)
-                sock.setblocking(False)
-                registry.accepted += 1
-                if registry.connections >= self._limit:
-                    registry.refuse("connections")
-                    _send_last(sock, http.response(503, "too many connections\n", headers=_RETRY))
-                    sock.close()
-                    continue
-                registry.connections += 1
-                self._nursery.start_soon(self._serve, sock, str(address[0]))
+                allowed = exhausted = False
+                self._take_in(sock, str(address[0]))
             await trio.lowlevel.checkpoint()
+
+    def _take_in(self, sock: socket.socket, peer: str) -> None:
+        """Start a connection's life, or turn it away where there are too many."""
+        registry = self._context.registry
+        registry.accepted += 1
+        sock.setblocking(False)
+        if registry.connections >= self._limit:
+            registry.refuse("connections")
+            _turn_away(sock)
+            return
+        registry.connections += 1
+        assert self._nursery is not None
+        self._nursery.start_soon(self._serve, sock, peer)
 
     # -- the life of a connection ---------------------------------------------------
 
@@ -139,15 +144,16 @@ class Server:
             started = self._context.monotonic()
             serve: Callable[[], Awaitable[None]] | None = None
             with trio.move_on_after(self._settings.handshake_timeout) as deadline:
-                if self._tls is not None:
-                    sock = await _start_tls(self._tls, sock)
-                serve = await self._shake_hands(sock, peer, started)
+                try:
+                    if self._tls is not None:
+                        sock = await _start_tls(self._tls, sock)
+                    serve = await self._shake_hands(sock, peer, started)
+                except OSError:  # ssl.SSLError is one, too
+                    self._context.registry.refuse("broken_handshake")
             if serve is not None:
                 await serve()
             elif deadline.cancelled_caught:
                 self._context.registry.refuse("handshake_timeout")
-        except (OSError, ssl.SSLError):
-            self._context.registry.refuse("broken_handshake")
         except Exception:  # a fault of ours: it must not cancel the other connections
             self._context.registry.refuse("fault")
             log.exception("fault in a connection", peer=peer)
@@ -251,7 +257,7 @@ class Server:
         try:
             connection.write(upgrade.response)
             rooms = await self._identify(session, token)
-            if session.ending is None and rooms is not None:
+            if rooms is not None:
                 connection.post(session.welcome(rooms))
                 connection.flush_posts()
             connection.start()
@@ -270,18 +276,17 @@ class Server:
 
     async def _identify(self, session: Session, token: str | None) -> dict[str, object] | None:
         """Who came, before ``welcome`` is said; ``None`` when the session is being ended."""
-        if token is None:
-            return await identities.join_server_rooms(session) if session.authenticated else {}
         try:
-            identity: Identity = await identities.verify(session, token)
-            return await identities.adopt(session, identity)
+            if token is not None:
+                return await identities.adopt(session, await identities.verify(session, token))
+            if session.authenticated:
+                return await identities.admit_anonymous(session)
         except TokenRefused as error:
-            code = CloseCode.TOKEN_EXPIRED if error.expired else CloseCode.TOKEN_REFUSED
-            session.disconnect(code, error.message)
+            identities.turn_away(session, error)
         except BrokerError as error:
-            code = CloseCode.INTERNAL if error.code is ErrorCode.UNAVAILABLE else CloseCode.FORBIDDEN
-            session.disconnect(code, error.message)
-        return None
+            full = error.code is ErrorCode.LIMIT_EXCEEDED
+            session.disconnect(CloseCode.SESSION_LIMIT if full else CloseCode.INTERNAL, error.message)
+        return {} if session.ending is None else None
 
     def _forget(self, session: Session, code: int) -> None:
         registry = self._context.registry
@@ -300,12 +305,12 @@ class Server:
     # -- drain ----------------------------------------------------------------------
 
     async def drain(self) -> None:
-        """Accept no more, ask every session to come back elsewhere, and wait until they are gone.
+        """Upgrade no more, ask every session to come back elsewhere, and wait until they are gone.
 
-        Bounded by the drain and close timeouts; what is left then is cut.
+        Bounded by the drain and close timeouts; what is left then is cut. The
+        port stays open meanwhile: a load balancer is told 503 rather than nothing.
         """
         self.draining = True
-        self._accepting.cancel()
         settings = self._settings
         for number, session in enumerate(list(self._context.registry.sessions.values())):
             session.disconnect(CloseCode.DRAINING, "this node is going away")
@@ -328,12 +333,14 @@ def _codec(upgrade: Upgrade) -> Codec:
     return DEFLATE if upgrade.deflate else JSON
 
 
-def _send_last(sock: socket.socket, answer: bytes) -> None:
-    """Send what the socket takes at once; the client is not worth a wait."""
-    try:
-        sock.send(answer)
-    except OSError:
-        pass
+def _turn_away(sock: socket.socket) -> None:
+    """Say that there are too many, without waiting: such a client is not worth a task."""
+    with sock:
+        try:
+            sock.send(http.response(503, "too many connections\n", headers=_RETRY))
+            sock.recv(LINGER_BYTES)  # closing with bytes unread could reset our answer away
+        except OSError:
+            pass
 
 
 async def _send_and_linger(sock: socket.socket, answer: bytes) -> None:

@@ -3,8 +3,9 @@
 A message is handled at once, on the pump's pass, when nothing stands before it
 and its handler need not wait. Else it goes to the inbox, which the session's
 own task serves; while the inbox holds anything, later messages queue behind it.
-Publishes to rooms with history are the exception that makes group commits big:
-several may be on their way to the store, for their answers come in order anyway.
+Publishes are the exception that makes group commits big: several may be on
+their way to the store, and :class:`~broker.server.replies.Replies` keeps their
+answers in order.
 
 The life of a session is :meth:`Session.run`, read top to bottom.
 """
@@ -22,6 +23,7 @@ import trio
 
 from broker import __version__
 from broker.auth.permissions import ANONYMOUS, Identity
+from broker.config import KIB
 from broker.errors import BrokerError, CloseCode, ErrorCode
 from broker.hub.rooms import Member, Sendable
 from broker.protocol.codec import Codec
@@ -30,12 +32,14 @@ from broker.protocol.filters import MAX_DEPTH as FILTER_DEPTH
 from broker.protocol.filters import MAX_NODES as FILTER_NODES
 from broker.protocol.frames import BINARY, CLOSE, FAIL, PING, PONG, TEXT, encode_frame
 from broker.protocol.inflate import InflateError
-from broker.protocol.messages import Publish, Refusal, decode, encode_error, encode_ok, encode_op
+from broker.protocol.messages import Message, Publish, Refusal, decode, encode_error, encode_ok, encode_op
 from broker.server import commands
 from broker.server.calls import RunningCall
 from broker.server.connection import Connection
 from broker.server.context import Context
+from broker.server.pump import READ
 from broker.server.rates import RateLimiter
+from broker.server.replies import Replies, Reply
 from broker.server.wakeup import Wakeup
 
 log = structlog.get_logger(__name__)
@@ -46,7 +50,12 @@ SILENT = frozenset(
 )
 """Codes without a ``bye``: the peer does not speak the protocol, or says what we cannot follow."""
 IN_FLIGHT = 256
-"""Publishes of one session that may be on their way to the store."""
+"""Replies of one session that may wait for its publishes on their way to the store."""
+_OVERTAKING = frozenset({Publish, Refusal})
+"""What is handled while publishes are on their way: it changes nothing that depends on their outcome."""
+LARGE_ANSWER = 4 * KIB
+"""A larger answer leaves at once, so that a client which asks for many of them, and does not read, is
+seen to be slow before they fill the memory."""
 
 
 class Session:
@@ -56,13 +65,14 @@ class Session:
         "_auth_deadline",
         "_control",
         "_dictionaries",
+        "_due",
         "_expires_at",
         "_handled",
-        "_in_flight",
         "_inbox",
         "_ping_at",
         "_pong_deadline",
         "_rates",
+        "_replies",
         "_stalled_since",
         "_starting",
         "_wakeup",
@@ -100,7 +110,7 @@ class Session:
         self.peer_closed = False
         self._starting: list[RunningCall] | None = None
         self._inbox: deque[Any] | None = None
-        self._in_flight = 0
+        self._replies: Replies | None = None
         self._handled = 0
         self._wakeup = Wakeup()
         self._dictionaries: frozenset[int] = frozenset()
@@ -112,6 +122,8 @@ class Session:
         self._ping_at = now + random.uniform(0.1, 1.0) * server.ping_interval
         self._pong_deadline = 0.0
         self._stalled_since = now
+        self._due = 0.0
+        """When the wheel will ask next."""
         connection.owner = self
         connection.on_incoming = self._on_incoming
         connection.on_gone = self._on_gone
@@ -120,17 +132,17 @@ class Session:
 
     async def run(self) -> None:
         """Serve the session to its end: ``welcome`` was posted, the connection is started."""
-        context = self.context
-        context.wheel.add(self, self._next_tick())
+        self._wind()
         try:
             while self.ending is None:
-                await self._wakeup.wait()
+                await self._serve_inbox()
                 if self._starting:
                     await self._run_calls()
-                await self._serve_inbox()
+                elif self.ending is None:
+                    await self._wakeup.wait()
             await self._part()
         finally:
-            context.hub.leave_all(self)
+            self.context.hub.leave_all(self)
             self.connection.stop()
 
     async def _run_calls(self) -> None:
@@ -140,34 +152,36 @@ class Session:
                 while self._starting:
                     nursery.start_soon(self._starting.pop(0).run, self)
                 await self._serve_inbox()
-                await self._wakeup.wait()
+                # Serving may have waited, and used up the call to look at these again.
+                if self.calls and not self._starting and self.ending is None:
+                    await self._wakeup.wait()
             nursery.cancel_scope.cancel()
 
     async def _serve_inbox(self) -> None:
         inbox = self._inbox
         while inbox and self.ending is None:
             message = inbox[0]
-            if self._in_flight and type(message) is not Publish:
+            if self._must_wait(message):
                 return  # woken again when all are stored
-            command = commands.COMMANDS[type(message)]
-            try:
-                reply = command.now(self, message)
-                if reply is commands.WAIT:
-                    if command.later is None:
-                        return
-                    reply = await command.later(self, message)
-            except BrokerError as error:
-                self.refuse(message.id, command.op, error)
-            except Exception as error:  # a fault of ours must not end the session, let alone the others
-                self.fault(command.op, error)
-                self.refuse(message.id, command.op, BrokerError(ErrorCode.INTERNAL, "a fault of the server"))
-            else:
-                self._finish(message.id, reply)
+            if not self._attempt(message):
+                await self._do_later(message)
             inbox.popleft()
             if len(inbox) * 2 < self.context.config.limits.inbox_messages:
                 self.connection.resume_reading()
         if inbox is not None and not inbox:
             self._inbox = None
+
+    async def _do_later(self, message: Message) -> None:
+        command = commands.COMMANDS[type(message)]
+        assert command.later is not None, "only what can be done later may ask to wait"
+        try:
+            reply = await command.later(self, message)
+        except BrokerError as error:
+            self.refuse(message.id, command.op, error)
+        except Exception as error:  # a fault of ours must not end the session, let alone the others
+            self._confess(message, error)
+        else:
+            self._finish(message.id, reply)
 
     async def _part(self) -> None:
         """Our close frame is queued or theirs is answered: let the rest flow, then end."""
@@ -175,7 +189,7 @@ class Session:
         patience = server.drain_timeout if self.ending == CloseCode.DRAINING else server.close_timeout
         with trio.move_on_after(patience):
             while self.connection.outbox is not None and not self.connection.gone:
-                self.connection.when_drained(self._wakeup.set)
+                self.connection.when_drained(self._on_drained)
                 await self._wakeup.wait()
             if self.connection.decoder.done and not self.peer_closed:
                 # We cannot follow what the peer says, so we cannot see its close frame: end our half.
@@ -251,20 +265,18 @@ class Session:
 
     def on_drained(self) -> None:
         """Resume this session's rooms once its backlog is gone."""
-        self.connection.when_drained(self._resume)
-
-    def _resume(self) -> None:
-        if self.ending is None:
-            self.context.hub.resume(self)
+        self.connection.when_drained(self._on_drained)
 
     async def drained(self) -> None:
         """Wait until nothing is queued. Only from the session's own task."""
         while self.connection.outbox is not None and self.ending is None:
-            self.connection.when_drained(self._drained_or_resume)
+            self.connection.when_drained(self._on_drained)
             await self._wakeup.wait()
 
-    def _drained_or_resume(self) -> None:
-        self._resume()
+    def _on_drained(self) -> None:
+        # A connection has one such callback, so it serves both who asked: the hub and our own task.
+        if self.ending is None:
+            self.context.hub.resume(self)
         self._wakeup.set()
 
     # -- what comes in ------------------------------------------------------------
@@ -321,75 +333,81 @@ class Session:
         """Handle the messages of one frame."""
         self._handled += 1
         started = self.context.monotonic() if self._handled & 63 == 1 else 0.0
-        for message in decode(payload, self.context.config.limits.batch_messages):
-            if type(message) is Refusal:
-                self.refuse(message.id, message.op, message.error)
-                self._spend("message")
-            else:
-                self._handle(message)
+        rates = self._rates
+        for received in decode(payload, self.context.config.limits.batch_messages):
+            message = received if rates is None else self._metered(received, rates)
             if self.ending is not None:
                 return
+            if self._inbox is not None or self._must_wait(message) or not self._attempt(message):
+                self._queue(message)
         if started:
             self.context.stages.handle.observe(self.context.monotonic() - started)
 
-    def _handle(self, message: Any) -> None:
+    def _metered(self, message: Message | Refusal, rates: RateLimiter) -> Message | Refusal:
+        """``message`` itself, or what it is refused with. A flood ends the session."""
+        if self._wait_for("message", rates):
+            self.disconnect(CloseCode.TOO_MANY_MESSAGES, "far too many messages")
+            return message
+        if type(message) is Refusal:
+            return message
         command = commands.COMMANDS[type(message)]
-        if self._rates is not None:
-            if not self._spend("message"):
-                return
-            wait = self._wait_for(command.rate)
-            if wait:
-                error = BrokerError(
-                    ErrorCode.RATE_LIMITED, f"too many messages of class {command.rate}", retry_after=wait
-                )
-                self.refuse(message.id, command.op, error)
-                return
+        wait = self._wait_for(command.rate, rates)
+        if not wait:
+            return message
+        problem = f"too many messages of class {command.rate}"
+        return Refusal(message.id, command.op, BrokerError(ErrorCode.RATE_LIMITED, problem, retry_after=wait))
+
+    def _wait_for(self, kind: str, rates: RateLimiter) -> float:
+        now = self.context.monotonic()
+        wait = rates.take(kind, now)
+        if not wait and self.user is not None:
+            shared = self.context.registry.user_rates(self.user)
+            wait = shared.take(kind, now) if shared is not None else 0.0
+        return wait
+
+    def _must_wait(self, message: Message | Refusal) -> bool:
+        """Whether publishes on their way to the store stand before ``message``."""
+        replies = self._replies
+        return replies is not None and (type(message) not in _OVERTAKING or len(replies) >= IN_FLIGHT)
+
+    def _attempt(self, message: Message | Refusal) -> bool:
+        """Handle a message at once; false if it must be done later, and nothing has happened yet."""
+        if isinstance(message, Refusal):
+            self.refuse(message.id, message.op, message.error)
+            return True
+        command = commands.COMMANDS[type(message)]
         if self._auth_deadline and not command.open:
             self.refuse(message.id, command.op, commands.authenticate_first())
-            return
-        if self._inbox is not None or (self._in_flight and type(message) is not Publish):
-            self._queue(message)
-            return
+            return True
         try:
             reply = command.now(self, message)
         except BrokerError as error:
             self.refuse(message.id, command.op, error)
         except Exception as error:  # a fault of ours must not end the pump
-            self.fault(command.op, error)
-            self.refuse(message.id, command.op, BrokerError(ErrorCode.INTERNAL, "a fault of the server"))
+            self._confess(message, error)
         else:
             if reply is commands.WAIT:
-                self._queue(message)
-            else:
-                self._finish(message.id, reply)
+                return False
+            self._finish(message.id, reply)
+        return True
 
-    def _finish(self, identifier: int | str | None, reply: Any) -> None:
-        if reply is not commands.ANSWERED and identifier is not None:
+    def _finish(self, identifier: int | str | None, reply: commands.Reply) -> None:
+        if not isinstance(reply, commands.Mark):
             self.answer(identifier, reply)
 
-    def _queue(self, message: Any) -> None:
+    def _confess(self, message: Message, error: Exception) -> None:
+        op = commands.COMMANDS[type(message)].op
+        self.fault(op, error)
+        self.refuse(message.id, op, BrokerError(ErrorCode.INTERNAL, "a fault of the server"))
+
+    def _queue(self, message: Message | Refusal) -> None:
         if self._inbox is None:
             self._inbox = deque()
         self._inbox.append(message)
         if len(self._inbox) >= self.context.config.limits.inbox_messages:
             self.connection.pause_reading()
-        if self._in_flight == 0:
+        if self._replies is None:
             self._wakeup.set()
-
-    def _spend(self, kind: str) -> bool:
-        if self._rates is not None and self._wait_for(kind):
-            self.disconnect(CloseCode.TOO_MANY_MESSAGES, "far too many messages")
-            return False
-        return True
-
-    def _wait_for(self, kind: str) -> float:
-        assert self._rates is not None
-        now = self.context.monotonic()
-        wait = self._rates.take(kind, now)
-        if not wait and self.user is not None:
-            shared = self.context.registry.user_rates(self.user)
-            wait = shared.take(kind, now) if shared is not None else 0.0
-        return wait
 
     # -- what goes out ------------------------------------------------------------
 
@@ -398,33 +416,56 @@ class Session:
     ) -> None:
         """Say yes, where an answer was asked for."""
         if identifier is not None:
-            self.connection.post(encode_ok(identifier, fields), after_events=after_events)
+            self._reply(encode_ok(identifier, fields), after_events=after_events)
 
     def refuse(self, identifier: int | str | None, op: str | None, error: BrokerError) -> None:
         """Say no, and count it."""
         self.context.registry.count_error(error.code)
-        self.connection.post(encode_error(identifier, op, error))
+        self._reply(encode_error(identifier, op, error), after_events=False)
+
+    def _reply(self, message: bytes, *, after_events: bool) -> None:
+        if self._replies is not None:
+            self._replies.hold(message, after_events=after_events)
+            return
+        self.connection.post(message, after_events=after_events)
+        if len(message) > LARGE_ANSWER:
+            self.flush_answers()
+
+    def flush_answers(self) -> None:
+        """Send what was answered so far, and the events that it waits for."""
+        if self.connection.posts_wait:
+            self.context.hub.fanout.flush()
+        else:
+            self.connection.flush_posts()
 
     def fault(self, op: str, error: Exception) -> None:
         """Log a fault of ours; it was caught so that it harms nobody else."""
         log.error("fault in a handler", op=op, session=self.id, user=self.user, exc_info=error)
 
-    def start_publish(self) -> bool:
-        """Count a publish on its way to the store; false when too many are."""
-        if self._in_flight >= IN_FLIGHT:
-            return False
-        self._in_flight += 1
-        return True
+    def start_publish(self) -> Reply:
+        """A publish is on its way to the store: keep its reply's place in the order."""
+        if self._replies is None:
+            self._replies = Replies()
+        return self._replies.reserve()
 
-    def published(self, identifier: int | str | None, outcome: Position | BrokerError) -> None:
+    def published(self, reply: Reply, identifier: int | str | None, outcome: Position | BrokerError) -> None:
         """A publish was stored, or not."""
-        self._in_flight -= 1
         if isinstance(outcome, BrokerError):
-            self.refuse(identifier, "publish", outcome)
+            self.context.registry.count_error(outcome.code)
+            reply.fill(encode_error(identifier, "publish", outcome), after_events=False)
         else:
-            self.answer(identifier, outcome._asdict(), after_events=True)
-        if self._in_flight == 0 and self._inbox is not None:
-            self._wakeup.set()
+            message = encode_ok(identifier, outcome._asdict()) if identifier is not None else None
+            reply.fill(message, after_events=True)
+        replies = self._replies
+        assert replies is not None, "its place is still held"
+        replies.release(self._post_reply)
+        if not replies:
+            self._replies = None
+            if self._inbox is not None:
+                self._wakeup.set()
+
+    def _post_reply(self, message: bytes, after_events: bool) -> None:
+        self.connection.post(message, after_events=after_events)
 
     @property
     def posts_wait(self) -> bool:
@@ -467,6 +508,8 @@ class Session:
             context = self.context
             left = identity.expires + context.config.auth.leeway - context.wall()
             self._expires_at = context.monotonic() + left
+            if self._expires_at < self._due:
+                self._wind()
 
     @property
     def authenticated(self) -> bool:
@@ -509,13 +552,18 @@ class Session:
 
     def tick(self, now: float) -> float | None:
         """Act on what is overdue; return when to look again."""
-        if self.ending is not None:
-            return None
+        if self.ending is not None or now < self._due:
+            return None  # an entry that a sooner one has replaced
         overdue = self._overdue(now)
         if overdue is not None:
             self.disconnect(*overdue)
             return None
-        return self._next_tick()
+        self._due = self._next_tick()
+        return self._due
+
+    def _wind(self) -> None:
+        self._due = self._next_tick()
+        self.context.wheel.add(self, self._due)
 
     def _overdue(self, now: float) -> tuple[CloseCode, str] | None:
         if self._auth_deadline and now >= self._auth_deadline:
@@ -543,10 +591,11 @@ class Session:
         server = self.context.config.server
         connection = self.connection
         if self._pong_deadline:
-            if connection.heard:  # whatever it says, it is alive
+            if connection.heard or not connection.interest & READ:  # alive, or we do not listen
                 self._pong_deadline = 0.0
                 self._ping_at = now + random.uniform(0.9, 1.1) * server.ping_interval
-            return not connection.heard and now >= self._pong_deadline
+                return False
+            return now >= self._pong_deadline
         if now >= self._ping_at:
             if connection.outbox is None:
                 connection.heard = False

@@ -138,10 +138,10 @@ class Life:
             return Ending(Closed(PROTOCOL_FAULT, str(error)))
 
     async def _dispatch(self, message: dict[str, Any]) -> None:
-        op = message.get("op")
+        op = str(message.get("op"))
         if op in {"ok", "error"}:
-            if not self.link.settle(message) and op == "error":
-                log.info("the broker refused: %s", message)
+            if not self.link.settle(message):
+                self._unclaimed(message)
         elif op == "welcome" and self.welcome is None:
             self._begin(msgspec.convert(message, Welcome))
         elif op == "bye":
@@ -149,7 +149,15 @@ class Life:
         elif op == "dicts":
             self._offer(msgspec.convert(message, Dicts).dicts)
         else:
-            await self._reception.take(str(op), message)
+            await self._reception.take(op, message)
+
+    def _unclaimed(self, reply: dict[str, Any]) -> None:
+        """A reply that nobody waits for (any more)."""
+        if reply["op"] == "error":
+            log.info("the broker refused: %s", reply)
+        elif "recovered" in reply and not self._reception.joined(reply.get("room")):
+            # A join that was given up: we are in a room that nobody has a handle of.
+            self.link.send_nowait({"op": "leave", "room": reply.get("room")})
 
     def _judge(self) -> Ending:
         """From the close code, and the ``bye`` before it, to what follows."""

@@ -236,7 +236,7 @@ class Link:
         finally:
             given_up = self._pending.pop(identity, None) is not None
             if given_up and op == "call":
-                self._send_nowait({"op": "cancel", "call": identity})
+                self.send_nowait({"op": "cancel", "call": identity})
         if pending.error is not None:
             raise pending.error
         return pending.reply
@@ -303,11 +303,12 @@ class Link:
             messages.append(message)
         return None
 
-    def _send_nowait(self, message: dict[str, Any]) -> None:
+    def send_nowait(self, message: dict[str, Any]) -> None:
+        """Send a message that wants no reply, if there is room for it."""
         try:
             self._outgoing.send_nowait(wire.encode(message))
         except (trio.WouldBlock, trio.BrokenResourceError):
-            pass  # a courtesy to the broker, which ends the call with its own timeout or the session
+            pass  # a courtesy: the broker ends calls and memberships with the session anyway
 
     async def ping(self, on_pong: Callable[[], None]) -> None:
         """Ping the broker, and call ``on_pong`` when it answers."""

@@ -7,11 +7,14 @@ connection ends with 1007. Past this module nobody sees a dict.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from broker.protocol.events import Position, Tags
+
+Pause = Annotated[float, msgspec.Meta(ge=0)]
+"""Seconds to wait."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,7 +145,7 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     expires: float | None = None
     node: str = ""
     server: str = ""
-    ping: float = 25.0
+    ping: Annotated[float, msgspec.Meta(gt=0)] = 25.0
     limits: Limits = Limits()
     dicts: tuple[Dictionary, ...] = ()
     rooms: Places = {}
@@ -184,7 +187,7 @@ class Bye(msgspec.Struct, frozen=True):
 
     code: int
     reason: str = ""
-    retry_after: float | None = None
+    retry_after: Pause | None = None
 
 
 class Dicts(msgspec.Struct, frozen=True):
@@ -207,7 +210,7 @@ class Refusal(msgspec.Struct, frozen=True):
     code: str
     message: str = ""
     retry: bool = False
-    retry_after: float | None = None
+    retry_after: Pause | None = None
     room: str | None = None
 
 

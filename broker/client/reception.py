@@ -90,6 +90,10 @@ class Reception:
         """Whether the room is still joined."""
         return self.rooms.get(room.name) is room or self.given.get(room.name) is room
 
+    def joined(self, name: object) -> bool:
+        """Whether a room of this name is joined, by us or by the broker."""
+        return isinstance(name, str) and (name in self.rooms or name in self.given)
+
     def register(self, room: Room, reply: dict[str, Any]) -> None:
         """A first join succeeded. A handle that stood for the room before ends."""
         room.joined(msgspec.convert(reply, Joined))
@@ -185,7 +189,8 @@ class Reception:
 
     async def _put(self, reference: Callable[[], Stream | None], item: Item) -> None:
         while (stream := reference()) is not None and stream.full(overdraft=self._awaiting()):
-            if not stream.iterated and not self.stalled:
+            if not stream.iterated and not stream.reported:
+                stream.reported = True
                 # As text: a handler that keeps its records must not keep the stream.
                 log.warning("%s is full and nobody iterates it: the client stands still", repr(stream))
             del stream  # or waiting for its reader would keep it alive after the reader is gone

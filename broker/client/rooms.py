@@ -36,6 +36,7 @@ class Stream:
 
     def __init__(self, limit: int, on_space: Callable[[], None]) -> None:
         self.iterated = False
+        self.reported = False
         self._limit = limit
         self._on_space = on_space
         self._items: deque[Item] = deque()

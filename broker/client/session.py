@@ -35,6 +35,9 @@ log = logging.getLogger("broker.client")
 REFUSED_FOR_GOOD = frozenset({400, 401, 403, 426})
 """HTTP answers to the upgrade that are about us. Others may come from a proxy while the broker restarts."""
 
+LONGEST_WAIT = 3600.0
+"""A broker's word on when to come back is believed up to here (s)."""
+
 
 class Session:
     """The reconnect loop, and requests that outlast a connection."""
@@ -115,7 +118,10 @@ class Session:
                 return
             if trio.current_time() - self._welcomed_at >= self.settings.backoff.stable:
                 attempt = 0
-            pause = self.settings.backoff.delay(attempt) if ending.retry_after is None else ending.retry_after
+            if ending.retry_after is None:
+                pause = self.settings.backoff.delay(attempt)
+            else:
+                pause = min(ending.retry_after, LONGEST_WAIT)
             attempt += 1
             log.info("disconnected (%s), back in %.1f s", ending.error, pause)
             await trio.sleep(pause)

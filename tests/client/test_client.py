@@ -293,6 +293,30 @@ async def test_a_refused_join_leaves_nothing(autojump_clock: MockClock) -> None:
         assert not client.rooms
 
 
+async def test_a_join_given_up_is_undone(autojump_clock: MockClock) -> None:
+    async def script(server: ScriptedServer) -> None:
+        peer = await server.accept()
+        join = await peer.expect("join", room="a")
+        await trio.sleep(5)
+        await peer.ok(join, room="a", epoch="e", offset=0, recovered=False)
+        await peer.expect("leave", room="a")
+        await peer.join("b")
+        again = await peer.expect("join", room="b")
+        await trio.sleep(5)
+        await peer.ok(again, room="b", epoch="e", offset=0, recovered=False)
+        assert await peer.gone() == 1000  # the first handle of b still stands
+
+    async with client_of(script) as (client, _):
+        with trio.move_on_after(1):
+            await client.join("a")
+        await trio.sleep(10)
+        room = await client.join("b")
+        with trio.move_on_after(1):
+            await client.join("b")
+        await trio.sleep(10)
+        assert client.rooms == {"b": room}
+
+
 @pytest.mark.parametrize("url", ["http://broker.test/ws", "broker.test", "ws://", "ws:///ws"])
 async def test_a_wrong_url_is_a_value_error(url: str) -> None:
 

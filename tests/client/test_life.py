@@ -11,7 +11,10 @@ from typing import Any
 import orjson
 import pytest
 import trio
+import trio_websocket
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from broker.client import Backoff, Closed, ConnectionLost, Lost, Rejoined, RequestError, RoomClosed
@@ -200,6 +203,70 @@ async def test_a_room_taken_away(autojump_clock: MockClock) -> None:
 
 
 # ----------------------------------------------------------------- nonsense
+
+
+words = st.text(max_size=3)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | words,
+    lambda children: st.lists(children, max_size=2) | st.dictionaries(words, children, max_size=2),
+    max_leaves=4,
+)
+plausible = st.fixed_dictionaries(
+    {},
+    optional={
+        "op": st.sampled_from(
+            ["ok", "error", "welcome", "event", "position", "presence", "lost", "left", "dicts"]
+        )
+        | json_values,
+        "id": st.just(1) | json_values,
+        "room": st.sampled_from(["a", "user:42", "b"]) | json_values,
+        "event": st.text(max_size=2) | json_values,
+        "ts": st.floats(0, 9) | json_values,
+        "offset": st.integers(0, 9) | json_values,
+        "epoch": st.sampled_from(["e", "f"]) | json_values,
+        "recovered": st.booleans() | json_values,
+        "reason": st.just("slow") | json_values,
+        "code": st.just("internal") | json_values,
+        "joined": st.just([{"session": "s"}]) | json_values,
+        "members": st.just([{"session": "s"}]) | json_values,
+        "dicts": st.just([{"id": 1, "url": "/", "sha256": ""}]) | json_values,
+    },
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.lists(plausible, max_size=4), max_size=4))
+def test_whatever_a_broker_says_the_client_lives_on(frames: list[list[dict[str, Any]]]) -> None:
+    async def script(server: ScriptedServer) -> None:
+        peer = await server.accept(rooms={"user:42": {"epoch": "u", "offset": 1}})
+        try:
+            await peer.join("a")
+            for frame in frames:
+                await peer.send(*frame)
+            await peer.bye(4503, retry_after=0.0)
+        except trio_websocket.ConnectionClosed:
+            pass  # with 1007, and rightly so
+        peer = await server.accept()
+        try:
+            while True:
+                message = await peer.receive()
+                if message["op"] == "ping":
+                    await peer.ok(message, ts=1)
+                else:
+                    await peer.refuse(message, "forbidden")
+        except trio_websocket.ConnectionClosed:
+            pass
+
+    async def main() -> None:
+        async with client_of(script) as (client, server):
+            stream = client.events()
+            await client.join("a")
+            await trio.sleep(20)
+            assert len(server.dialled_at) == 2
+            assert await client.ping() == 1
+            assert stream
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
 @pytest.mark.parametrize(

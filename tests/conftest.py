@@ -1,0 +1,11 @@
+"""How Hypothesis runs: no deadline, since machines are shared; with ``CI`` set, the same examples always."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")

@@ -186,13 +186,14 @@ class Hub:
 
     # -- publishing -------------------------------------------------------------
 
-    def publish(self, event: Event, done: Done | None = None) -> None:
+    def publish(self, event: Event, options: RoomOptions, done: Done | None = None) -> None:
         """Hand an event to everyone it is meant for; in a room with history once it is stored.
+
+        ``options`` are those of the event's room, which the caller has at hand.
 
         ``done`` is called with the position, or with the error; in an
         ephemeral room it is not called, for there is nothing to wait for.
         """
-        options = self._config.options(event.room)
         self.published += 1
         if options.record and self._sample is not None:
             self._sample(event.room.partition(":")[0], event.body)

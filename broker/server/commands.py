@@ -134,12 +134,12 @@ def _publish(session: Session, message: messages.Publish) -> Reply:
             ErrorCode.TOO_LARGE, f"{len(event.body)} bytes; the room takes {options.event_bytes}", room=room
         )
     if not options.history:
-        context.hub.publish(event)
+        context.hub.publish(event, options)
         session.answer(message.id, None, after_events=True)
         return ANSWERED
     started = context.monotonic()
     reply = session.start_publish()
-    context.hub.publish(event, partial(_stored, session, reply, message.id, started))
+    context.hub.publish(event, options, partial(_stored, session, reply, message.id, started))
     return ANSWERED
 
 

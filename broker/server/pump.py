@@ -20,6 +20,8 @@ from typing import Protocol
 
 import trio
 
+from broker.server.gather import GATHER, Gathering
+
 BATCH = 256
 """Ready sockets handled between two checkpoints: a few milliseconds of work at most."""
 READ = select.EPOLLIN | select.EPOLLRDHUP
@@ -74,13 +76,17 @@ class Pump:
         """Drive the channels until cancelled."""
         poll = self._epoll.poll
         channels = self._channels
+        gathering = Gathering(trio.current_time())
         try:
             while True:
-                # Also where other tasks get their turn: if more sockets are ready this returns
-                # after one pass of Trio's loop, for less than a checkpoint and an empty poll.
-                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                # Either is also where other tasks get their turn.
+                if gathering.active:
+                    await trio.sleep(GATHER)
+                else:
+                    await trio.lowlevel.wait_readable(self._epoll.fileno())
                 self._before_pass()
                 ready = poll(0, BATCH)
+                gathering.note(len(ready), trio.current_time())
                 for fileno, events in ready:
                     channel = channels.get(fileno)
                     if channel is None:

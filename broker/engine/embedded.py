@@ -1,23 +1,19 @@
 """The engine of a single process: SQLite for the past, memory for the present.
 
-Theory. One thread writes. ``publish`` appends to a queue and returns; the
-writer takes all that waits (:class:`~broker.engine.writer.Batch`), commits it
-in one transaction, and hands the whole batch back to the Trio thread in one
-call, which updates the rings, delivers, and answers, in this order. While the
-disk syncs, the next batch gathers: groups grow with load, and an idle broker
-answers after one sync. Nothing is acknowledged before its commit, nothing is
-delivered that could still vanish.
+Theory. One thread writes, in groups (:mod:`broker.engine.commit_queue`). When
+a group is on disk, it comes back to the Trio thread in one call, which updates
+the rings, delivers, and answers, in this order. Nothing is acknowledged before
+its commit, and nothing is delivered that could still vanish.
 
-The writer knows the truth; the Trio thread knows what has been *delivered*.
+The writer knows what is *stored*, the Trio thread what has been *delivered*.
 ``position`` and the rings are of the second kind, so a session that reads them
-and joins in the same moment misses nothing.
+and joins in the same moment misses nothing. Reads that memory cannot answer go
+to the disk in threads of their own (:mod:`broker.engine.shared_reads`).
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,8 +21,9 @@ from typing import Any
 import trio
 
 from broker.engine.base import Deliver, Done, HistoryPage, HistoryQuery, Retention, Seen
-from broker.engine.batch import Acknowledge, Batch, Close, Open, Publish, Request, Sweep, unavailable
-from broker.engine.ring import Ring
+from broker.engine.batch import Acknowledge, Batch, Close, Open, Request, Sweep, unavailable
+from broker.engine.commit_queue import CommitQueue
+from broker.engine.open_rooms import OpenRooms
 from broker.engine.seen import SeenBuffer, newest
 from broker.engine.shared_reads import SharedReads
 from broker.engine.sqlite_file import unusable
@@ -35,27 +32,10 @@ from broker.engine.writer import SWEEP_INTERVAL, Writer
 from broker.logs import get_logger
 from broker.protocol.events import Event, Position
 
-BATCH_EVENTS = 1024
-"""Publishes in one commit; delivering them keeps the Trio thread busy in one piece."""
-
-WAITING_EVENTS = 32_768
-"""Publishes that may wait for the disk; past it they are refused, or a stalled disk would fill the memory."""
-
 ACKNOWLEDGE_AFTER = 1.0
 """How long acknowledged positions gather before they are written (s)."""
 
 _log = get_logger(__name__)
-
-
-class _Opening:
-    """A room that is being opened, and how many wait for it."""
-
-    __slots__ = ("done", "failure", "waiters")
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.failure: str | None = None
-        self.waiters = 0
 
 
 class EmbeddedEngine:
@@ -75,24 +55,18 @@ class EmbeddedEngine:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._path = path
-        self._ring_events = ring_events
-        self._commit_window = commit_window
         self._clock = clock
-        self._rings: dict[str, Ring] = {}
-        self._opening: dict[str, _Opening] = {}
+        self._queue = CommitQueue(self._finish, commit_window)
+        self._rooms = OpenRooms(ring_events, self._request)
         self._reads = SharedReads()
         self._seen = SeenBuffer()
         self._seen_noted = trio.Event()
-        # To the writer thread; one end of a deque is ours, the other is its.
-        self._publishes: deque[Publish] = deque()
-        self._requests: deque[Request] = deque()
-        self._wake = threading.Event()
-        self._stopping = False
         # Set by run(), used only while _running.
         self._deliver: Deliver
         self._store: Store
         self._nursery: trio.Nursery
         self._writer: Writer | None = None
+        self._started = False
         self._running = False
         self._crash: Exception | None = None
         self._failing = False
@@ -112,18 +86,23 @@ class EmbeddedEngine:
         Raises :class:`~broker.errors.ConfigurationError` if the store cannot be
         used, and whatever ``deliver`` raised, after everybody has been answered.
         """
-        if self._running:
+        if self._started:
             raise RuntimeError("this engine runs already")
+        self._started = True
         self._deliver = deliver
         self._crash = None
-        store, writer = await trio.to_thread.run_sync(self._open_store)
-        self._store, self._writer = store, writer
         try:
-            await self._serve(writer, task_status)
+            store, writer = await trio.to_thread.run_sync(self._open_store)
+            self._store, self._writer = store, writer
+            try:
+                await self._serve(writer, task_status)
+            finally:
+                self._queue.abandon()
+                self._rooms.clear()
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(store.close)
         finally:
-            self._abandon()
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(store.close)
+            self._started = False
         if self._crash is not None:
             raise self._crash
 
@@ -142,67 +121,41 @@ class EmbeddedEngine:
             nursery.start_soon(self._write, writer)
             nursery.start_soon(self._sweep)
             nursery.start_soon(self._send_seen_later)
-            self._running, self._stopping = True, False
+            self._running = True
             task_status.started()
             try:
                 await trio.sleep_forever()
             finally:
-                self._stop()
-
-    def _stop(self) -> None:
-        """Accept nothing more; what was accepted is still committed, and then the writer ends."""
-        self._running = False
-        self._send_seen()
-        self._stopping = True
-        self._wake.set()
-
-    def _abandon(self) -> None:
-        """Answer whoever is left: nobody, unless the writer never ran or crashed."""
-        while self._publishes or self._requests:
-            self._finish(self._take())
-        self._rings.clear()
-
-    # The writer thread
+                # What was accepted is still committed, what comes now is refused.
+                self._send_seen()
+                self._running = False
+                self._queue.stop()
 
     async def _write(self, writer: Writer) -> None:
-        token = trio.lowlevel.current_trio_token()
-        # A limiter of its own: this thread lives as long as the engine and must
-        # not take one of the forty that everybody shares.
-        limiter = trio.CapacityLimiter(1)
         try:
-            await trio.to_thread.run_sync(self._write_batches, writer, token, limiter=limiter)
+            await self._queue.run(writer)
         except Exception as error:  # a bug of ours; run() raises it
             self._fail(error)
 
-    def _write_batches(self, writer: Writer, token: trio.lowlevel.TrioToken) -> None:
-        """The body of the writer thread."""
+    async def _sweep(self) -> None:
         while True:
-            self._wake.wait()
-            self._wake.clear()  # before looking: whoever appends later sets it again
-            if self._commit_window and not self._stopping:
-                time.sleep(self._commit_window)
-            batch = self._take()
-            if batch:
-                try:
-                    writer.commit(batch)
-                finally:
-                    token.run_sync_soon(self._finish, batch)
-            if self._publishes or self._requests:
-                self._wake.set()
-            elif self._stopping:
-                return
+            await trio.sleep(SWEEP_INTERVAL)
+            self._queue.request(Sweep())
 
-    def _take(self) -> Batch:
-        """Everything that waits, up to a bound."""
-        publishes, requests = self._publishes, self._requests
-        return Batch(
-            [publishes.popleft() for _ in range(min(len(publishes), BATCH_EVENTS))],
-            [requests.popleft() for _ in range(min(len(requests), BATCH_EVENTS))],
-        )
+    def _fail(self, error: Exception) -> None:
+        """A bug ends the engine: run() raises it."""
+        self._crash = self._crash or error
+        self._nursery.cancel_scope.cancel()
 
-    def _post(self, request: Request) -> None:
-        self._requests.append(request)
-        self._wake.set()
+    def _require_running(self) -> None:
+        if not self._running:
+            raise unavailable("the store is not running")
+
+    def _request(self, request: Request, urgent: bool) -> None:
+        if isinstance(request, Close) and not self._running:
+            return  # rooms are left while the broker stops, and there is nobody to tell
+        self._require_running()
+        self._queue.request(request, urgent=urgent)
 
     # A batch comes back
 
@@ -213,16 +166,12 @@ class EmbeddedEngine:
         self._report(batch)
         for request in batch.requests:
             self._finish_request(request, batch.error)
-        rings = self._rings
-        for event in batch.stored:
-            ring = rings.get(event.room)
-            if ring is not None:
-                ring.append(event)
-        try:
-            if batch.stored:
+        if batch.stored:
+            self._rooms.append(batch.stored)
+            try:
                 self._deliver(batch.stored)
-        except Exception as error:  # a bug of the hub; its publishers get their answers first
-            self._fail(error)
+            except Exception as error:  # a bug of the hub; its publishers get their answers first
+                self._fail(error)
         for index, (_, _, done) in enumerate(batch.publishes):
             try:
                 done(batch.answer(index))
@@ -235,9 +184,11 @@ class EmbeddedEngine:
                 request.finished(request.top, failure)
             case Acknowledge():
                 self._seen.settle(request, written=failure is None)
+                if failure is not None:
+                    self._seen_noted.set()
             case Sweep():
                 if request.more and self._running:
-                    self._post(Sweep())
+                    self._queue.request(Sweep())
             case Close():
                 pass
 
@@ -251,95 +202,39 @@ class EmbeddedEngine:
             else:
                 _log.info("store works again")
 
-    def _fail(self, error: Exception) -> None:
-        """A bug ends the engine: run() raises it."""
-        self._crash = self._crash or error
-        self._nursery.cancel_scope.cancel()
-
-    # Rooms
+    # Rooms and events
 
     def position(self, room: str) -> Position | None:
         """Newest delivered position of an open room; ``None`` if it is not open."""
-        ring = self._rings.get(room)
+        ring = self._rooms.get(room)
         return ring.top if ring is not None else None
 
     async def open(self, room: str, retention: Retention) -> Position:
         """Make the room warm and return its top. Raises ``unavailable``."""
         await trio.lowlevel.checkpoint()
-        while True:
-            ring = self._rings.get(room)
-            if ring is not None:
-                ring.claimed = True
-                ring.retention = retention
-                return ring.top
-            await self._wait_open(room, retention)
-
-    async def _wait_open(self, room: str, retention: Retention) -> None:
-        """Return once the room has been opened, by us or by somebody who came before."""
-        opening = self._opening.get(room)
-        if opening is None:
-            opening = self._start_open(room, retention)
-        opening.waiters += 1
-        try:
-            await opening.done.wait()
-        except trio.Cancelled:
-            opening.waiters -= 1
-            # It may have been opened between the cancellation and now. Others
-            # who wait for it will find it gone, and open it again.
-            ring = self._rings.get(room)
-            if opening.done.is_set() and ring is not None and not ring.claimed:
-                self.close(room)
-            raise
-        if opening.failure is not None:
-            raise unavailable(opening.failure, room)
-
-    def _start_open(self, room: str, retention: Retention) -> _Opening:
-        self._require_running(room)
-        opening = self._opening[room] = _Opening()
-
-        def opened(top: Position | None, failure: str | None) -> None:
-            del self._opening[room]
-            opening.failure = failure
-            opening.done.set()
-            if top is not None and opening.waiters:
-                self._rings[room] = Ring(top, retention, self._ring_events)
-            elif top is not None:  # everybody who wanted it was cancelled
-                self._requests.append(Close(room))
-
-        self._post(Open(room, retention, opened, keep=True))
-        return opening
+        return (await self._rooms.open(room, retention)).top
 
     def close(self, room: str) -> None:
         """Drop the room's ring. Unknown rooms are ignored."""
-        if self._rings.pop(room, None) is not None:
-            # No hurry, so the writer is not woken: this only lets the room vanish one day.
-            self._requests.append(Close(room))
-
-    def _require_running(self, room: str) -> None:
-        if not self._running:
-            raise unavailable("the store is not running", room)
-
-    # Events
+        self._rooms.close(room)
 
     def publish(self, event: Event, retention: Retention, done: Done) -> None:
         """Store, deliver, then ``done``; see :meth:`broker.engine.base.Engine.publish`.
 
         If the engine does not run, or too much waits, ``done`` is called at once.
         """
-        if not self._running or len(self._publishes) >= WAITING_EVENTS:
+        if not self._running or self._queue.full:
             self._refused += 1
             reason = "too many events wait for the disk" if self._running else "the store is not running"
             done(unavailable(reason, event.room))
             return
-        self._publishes.append((event, retention, done))
-        if not self._wake.is_set():
-            self._wake.set()
+        self._queue.publish((event, retention, done))
 
     # The past
 
     def history_nowait(self, room: str, query: HistoryQuery) -> HistoryPage | None:
         """Answer from memory, exactly; else ``None``."""
-        ring = self._rings.get(room)
+        ring = self._rooms.get(room)
         page = ring.page(query, self._clock()) if ring is not None else None
         if page is None:
             self._ring_misses += 1
@@ -350,8 +245,8 @@ class EmbeddedEngine:
     async def history(self, room: str, query: HistoryQuery, retention: Retention) -> HistoryPage:
         """Read the past, from memory if that is possible. Raises ``unavailable``."""
         await trio.lowlevel.checkpoint()
-        self._require_running(room)
-        ring = self._rings.get(room)
+        self._require_running()
+        ring = self._rooms.get(room)
         if ring is not None and ring.retention == retention:
             page = self.history_nowait(room, query)
             if page is not None:
@@ -362,7 +257,7 @@ class EmbeddedEngine:
         moment = ring.top if ring is not None else self._batches
         key = ("page", room, query, retention, moment)
         page = await self._reads.share(self._nursery, key, lambda: self._read_page(room, query, retention))
-        ring = self._rings.get(room)
+        ring = self._rooms.get(room)
         if ring is not None and ring.top.epoch == page.top.epoch:
             ring.extend_left(page.events)
         return page._replace(events=page.events.copy())
@@ -379,7 +274,6 @@ class EmbeddedEngine:
 
     async def _create(self, room: str, retention: Retention) -> None:
         """Give the room a stream without holding it open."""
-        self._require_running(room)
         done = trio.Event()
         failures: list[str] = []
 
@@ -388,7 +282,7 @@ class EmbeddedEngine:
                 failures.append(failure)
             done.set()
 
-        self._post(Open(room, retention, created, keep=False))
+        self._request(Open(room, retention, created, keep=False), True)
         await done.wait()
         if failures:
             raise unavailable(failures[0], room)
@@ -403,7 +297,7 @@ class EmbeddedEngine:
     async def acknowledgements(self, room: str) -> list[Seen]:
         """Everybody's acknowledged position, with those that are not on disk yet."""
         await trio.lowlevel.checkpoint()
-        self._require_running(room)
+        self._require_running()
         # Before the read: what is written while it runs is in one of the two.
         here = self._seen.of(room)
         stored = await self._reads.share(
@@ -422,19 +316,14 @@ class EmbeddedEngine:
     def _send_seen(self) -> None:
         self._seen_noted = trio.Event()
         if self._seen:
-            self._post(self._seen.take())
-
-    async def _sweep(self) -> None:
-        while True:
-            await trio.sleep(SWEEP_INTERVAL)
-            self._post(Sweep())
+            self._queue.request(self._seen.take())
 
     def statistics(self) -> dict[str, Any]:
         """Counters since the start, and gauges, by name."""
         numbers: dict[str, Any] = {
-            "rooms_open": len(self._rings),
-            "ring_events": sum(map(len, self._rings.values())),
-            "waiting": len(self._publishes),
+            "rooms_open": len(self._rooms),
+            "ring_events": self._rooms.events,
+            "waiting": len(self._queue),
             "batches": self._batches,
             "largest_batch": self._largest_batch,
             "refused": self._refused,

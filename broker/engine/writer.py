@@ -70,6 +70,7 @@ class Writer:
         self.failed_publishes = 0
         self.trimmed = 0
         self.removed_rooms = 0
+        self.sweeps = 0
         self.acknowledgements = 0
 
     def statistics(self) -> dict[str, int]:
@@ -82,6 +83,7 @@ class Writer:
             "failed_publishes": self.failed_publishes,
             "trimmed": self.trimmed,
             "removed_rooms": self.removed_rooms,
+            "sweeps": self.sweeps,
             "acknowledgements": self.acknowledgements,
             "keys": len(self._keys),
         }
@@ -91,14 +93,18 @@ class Writer:
         now = self._clock()
         try:
             with self._store.transaction():
-                # First, so that no room is removed that this batch goes on to use.
-                for request in batch.requests:
-                    if isinstance(request, Sweep):
-                        request.more = self._sweep(now)
                 self._ensure_streams(batch, now)
                 for request in batch.requests:
                     self._handle(request, now)
                 self._place(batch, now)
+                for request in batch.requests:
+                    if isinstance(request, Open):
+                        stream = self._streams[request.room]
+                        # Events of this batch reach the ring next, and lead up to this top.
+                        request.top = Position(stream.epoch, stream.top)
+                for request in batch.requests:
+                    if isinstance(request, Sweep):  # last, because it forgets streams
+                        request.more = self._sweep(now)
         except STORE_ERRORS as error:
             self._take_back(batch)
             batch.error = f"the store refused ({error})"
@@ -113,11 +119,6 @@ class Writer:
         self.commits += 1
         self.stored += len(batch.stored)
         self.duplicates += len(batch.duplicates)
-        for request in batch.requests:
-            if isinstance(request, Open):
-                stream = self._streams[request.room]
-                # After this batch: its events, which reach the ring next, lead up to it.
-                request.top = Position(stream.epoch, stream.top)
 
     def _take_back(self, batch: Batch) -> None:
         """The transaction failed: memory must not know more than the database."""
@@ -132,6 +133,7 @@ class Writer:
         batch.duplicates.clear()
         for request in batch.requests:
             if isinstance(request, Open):
+                request.top = None
                 self._opened.discard(request.room)
 
     # Streams
@@ -186,7 +188,7 @@ class Writer:
             case Acknowledge(positions=positions):
                 self._acknowledge(positions)
             case Sweep():
-                pass  # done before the others
+                pass  # after the events
 
     def _acknowledge(self, positions: Acknowledgements) -> None:
         self._load(name for name in positions if name not in self._streams)
@@ -261,6 +263,7 @@ class Writer:
 
     def _sweep(self, now: float) -> bool:
         """Look at the rooms that are due. Returns whether there is more to do at once."""
+        self.sweeps += 1
         self._drop_keys(now)
         # Rooms that nobody holds are read again when needed.
         self._streams = {name: stream for name, stream in self._streams.items() if name in self._opened}

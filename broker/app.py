@@ -64,6 +64,7 @@ class Broker:
         )
         encoder = Encoder(config.wire, self.dictionaries)
         self._wakeup = Wakeup()
+        stages = Stages()
         self.hub = Hub(
             config,
             self.engine,
@@ -71,6 +72,7 @@ class Broker:
             monotonic=trio.current_time,
             wall=wall,
             wake=self._wakeup.set,
+            sent=lambda ts: stages.fanout.observe(wall() - ts),
             sample=self.recorder.offer if self.recorder is not None else None,
         )
         self._fanout = self.hub.fanout
@@ -96,7 +98,7 @@ class Broker:
             methods=built_in(),
             traffic=self.traffic,
             wheel=Wheel(),
-            stages=Stages(),
+            stages=stages,
             monotonic=trio.current_time,
             wall=wall,
         )

@@ -57,7 +57,7 @@ class Stages:
         self.commit = Histogram()
         """From a publish to its storage."""
         self.fanout = Histogram()
-        """From an event's timestamp to the first send of its batch; one round in 16."""
+        """From an event's timestamp until its batch was sent to all of a group; one batch in 16."""
         self.loop_lag = Histogram()
         """How late the clock's tick came: what every task waits at worst."""
 

@@ -18,13 +18,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+import structlog
+
 from broker.hub.rooms import Group, Member, Room, Sendable, Sink, Snapshot, Verdict
 from broker.protocol.codec import Encoder
 from broker.protocol.events import Event, SessionId
 from broker.protocol.messages import batch
 
+log = structlog.get_logger(__name__)
+
 CHUNK = 256
 """Sends between two chances for other tasks: between one and two milliseconds."""
+SAMPLE = 16
+"""One batch in so many has its latency measured."""
 FRAME_BYTES = 64 * 1024
 """A batch is cut where its JSON passes this, so that one frame never fills an outbox."""
 
@@ -54,13 +60,21 @@ class FanOut:
     """Drives rounds.
 
     ``refused(member, events, verdict)`` is called for each send not taken,
-    ``wake`` when there is work and nobody drives a round yet.
+    ``wake`` when there is work and nobody drives a round yet, ``sent(ts)`` with
+    the timestamp of an event in one batch of ``SAMPLE`` once it is sent.
     """
 
-    def __init__(self, encoder: Encoder, refused: Refused, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        refused: Refused,
+        wake: Callable[[], None],
+        sent: Callable[[float], None] | None = None,
+    ) -> None:
         self._encoder = encoder
         self._refused = refused
         self._wake = wake
+        self._sent = sent
         self._dirty: list[Room] = []
         self._posted: list[Sink] = []
         self._waiting: list[Sink] = []
@@ -78,6 +92,8 @@ class FanOut:
         """Frames handed to sockets."""
         self.batches = 0
         self.encodings_failed = 0
+        self.faults = 0
+        """Rounds that a fault of ours cut short."""
 
     # -- work comes in --------------------------------------------------------
 
@@ -104,13 +120,19 @@ class FanOut:
 
     def step(self) -> bool:
         """Do up to ``CHUNK`` sends; true while there is more."""
-        next(self._round)
+        try:
+            next(self._round)
+        except Exception:  # the rest of this round is lost; the next one must not be
+            self.faults += 1
+            log.exception("fault in the fan-out")
+            self._round = self._rounds()
+            self.in_round = False
         return self.busy
 
     def flush(self) -> None:
         """Send everything that is pending now, at once."""
         while self.busy:
-            next(self._round)
+            self.step()
 
     def _rounds(self) -> Iterator[None]:
         budget = CHUNK
@@ -163,6 +185,8 @@ class FanOut:
                 continue
             self.batches += 1
             yield from self._send_frame(room, group, members, chosen, frame)
+            if self._sent is not None and self.batches % SAMPLE == 0:
+                self._sent(chosen[0].ts)
 
     def _send_frame(
         self, room: Room, group: Group, members: Snapshot, events: list[Event], frame: bytes

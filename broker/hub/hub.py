@@ -30,7 +30,7 @@ class Hub:
 
     ``monotonic`` and ``wall`` are clocks in seconds. ``wake`` and
     ``write_all`` are for the fan-out. ``sample`` is offered (namespace, wire
-    form) of each event in namespaces with ``record``.
+    form) of each event in namespaces with ``record``; ``sent`` is for the fan-out too.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Hub:
         wall: Callable[[], float],
         wake: Callable[[], None],
         sample: Callable[[str, bytes], None] | None = None,
+        sent: Callable[[float], None] | None = None,
     ) -> None:
         self._config = config
         self._engine = engine
@@ -51,7 +52,7 @@ class Hub:
         self._sample = sample
         self.encoder = encoder
         self.rooms: dict[str, Room] = {}
-        self.fanout = FanOut(encoder, self._refused, wake)
+        self.fanout = FanOut(encoder, self._refused, wake, sent)
         self._stirred: dict[Room, None] = {}
         self._idle: dict[Room, None] = {}
         self.published = 0
@@ -416,6 +417,7 @@ class Hub:
             "superseded": self.superseded,
             "lost_told": self.lost_told,
             "encodings_failed": self.fanout.encodings_failed,
+            "fanout_faults": self.fanout.faults,
             "raw_bytes": self.encoder.raw_bytes,
             "encoded_bytes": self.encoder.encoded_bytes,
         }

@@ -358,6 +358,10 @@ class Connection:
             self.interest = interest
             self._traffic.pump.watch(self.fileno, interest)
 
+    def on_fault(self) -> None:
+        """We failed on what this peer sent: it is as good as gone."""
+        self._lose()
+
     def _lose(self) -> None:
         """The peer is gone."""
         if self.gone:

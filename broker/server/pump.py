@@ -18,9 +18,12 @@ import select
 from collections.abc import Callable
 from typing import Protocol
 
+import structlog
 import trio
 
 from broker.server.gather import GATHER, Gathering
+
+log = structlog.get_logger(__name__)
 
 BATCH = 256
 """Ready sockets handled between two checkpoints: a few milliseconds of work at most."""
@@ -29,13 +32,16 @@ WRITE = select.EPOLLOUT
 
 
 class Channel(Protocol):
-    """What the pump drives. Neither callback may wait or raise."""
+    """What the pump drives. No callback may wait."""
 
     def on_readable(self) -> None:
         """Bytes, the end of the stream, or an error can be read."""
 
     def on_writable(self) -> None:
         """The socket takes bytes again."""
+
+    def on_fault(self) -> None:
+        """One of the others raised: leave the pump."""
 
 
 class Pump:
@@ -46,6 +52,8 @@ class Pump:
         self._channels: dict[int, Channel] = {}
         self._before_pass = before_pass
         self._after_pass = after_pass
+        self.faults = 0
+        """Exceptions that a channel raised."""
         self.passes = 0
         self.ready = 0
         """Ready sockets handled; ``ready / passes`` tells how well passes are filled."""
@@ -91,11 +99,16 @@ class Pump:
                     channel = channels.get(fileno)
                     if channel is None:
                         continue  # removed earlier in this pass
-                    if events & WRITE:
-                        channel.on_writable()
-                        if not events & ~WRITE or fileno not in channels:
-                            continue
-                    channel.on_readable()
+                    try:
+                        if events & WRITE:
+                            channel.on_writable()
+                            if not events & ~WRITE or fileno not in channels:
+                                continue
+                        channel.on_readable()
+                    except Exception:  # a fault of ours, met by one client, must not end the others
+                        self.faults += 1
+                        log.exception("fault in a connection; it is dropped")
+                        channel.on_fault()
                 self.passes += 1
                 self.ready += len(ready)
                 self._after_pass()

@@ -173,6 +173,7 @@ class RawClient:
             if opcode == PING:
                 await self.send_bytes(frame(PONG, payload))
             elif opcode == CLOSE:
+                await self._answer_close(payload)
                 code, reason = (struct.unpack(">H", payload[:2])[0], payload[2:]) if payload else (1005, b"")
                 raise Ended(code, reason.decode())
             elif opcode in {TEXT, BINARY}:
@@ -182,6 +183,12 @@ class RawClient:
                 self.batches.append(batch)
                 self._messages.extend(batch)
         return self._messages.popleft()
+
+    async def _answer_close(self, payload: bytes) -> None:
+        try:
+            await self.send_bytes(frame(CLOSE, payload[:2]))
+        except trio.BrokenResourceError:
+            pass  # ours crossed theirs
 
     def _text(self, opcode: int, rsv: int, payload: bytes) -> bytes:
         if opcode == BINARY:

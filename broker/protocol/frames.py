@@ -222,9 +222,8 @@ class FrameDecoder:
         self._left = -1
         if first & 0x08 == 0 and first & 0x80:
             self._in_message = False
-            self._message_bytes = self._fragments = 0
         if not self._in_message:
-            self._slow = None  # at a boundary wsproto holds no state that we need
+            self._slow = None  # at a boundary wsproto holds no state that we need, and nor do we
 
     def _collect(self, slow: Connection, incoming: list[Incoming]) -> None:
         for event in slow.events():
@@ -251,7 +250,7 @@ class FrameDecoder:
 
     def _take_message(self) -> bytes:
         message = bytes(self._message)
-        self._message.clear()
+        self._message.clear()  # an idle connection keeps no memory of it
         return message
 
     def _fail(self, code: CloseCode, reason: str, incoming: list[Incoming]) -> None:

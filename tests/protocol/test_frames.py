@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import itertools
 import random
+import sys
 import tracemalloc
 import zlib
 from collections.abc import Iterable, Iterator
@@ -343,6 +344,13 @@ def test_nothing_is_held_between_messages(
     assert holds_wsproto(decoder) is not decoder.done
 
 
+def test_a_large_message_leaves_nothing_behind() -> None:
+    decoder = FrameDecoder(MESSAGE_BYTES, FRAGMENTS)
+    [(_, payload)] = decoder.feed(b"".join(message(BINARY, bytes(MESSAGE_BYTES), [1000])))
+    assert len(payload) == MESSAGE_BYTES
+    assert sum(map(sys.getsizeof, gc.get_referents(decoder))) < 4096
+
+
 LANES = {
     "whole": frame(TEXT, b"hello"),
     "fragments": b"".join(message(TEXT, "schön 😀".encode(), range(12))),
@@ -645,7 +653,15 @@ def test_close_frames_are_what_a_client_reads(code: int, reason: str) -> None:
     assert isinstance(event, CloseConnection)
     assert event.code == code
     assert reason.startswith(event.reason or "")
-    assert len((event.reason or "").encode()) >= min(len(reason.encode()), 120)  # only what had to go
+
+
+@pytest.mark.parametrize("letter", "aé€😀")
+def test_long_reasons_are_cut_between_letters(letter: str) -> None:
+    for size in range(118, 130):
+        reason = "x" * (size % 4) + letter * (size // len(letter.encode()))
+        [event] = received(client(), encode_close(4403, reason))
+        assert reason.startswith(event.reason)
+        assert min(len(reason.encode()), 120) <= len(event.reason.encode()) <= 123
 
 
 def test_a_close_without_a_status_is_empty() -> None:

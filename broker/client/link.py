@@ -179,6 +179,7 @@ class Link:
         self._pending: dict[int, _Pending] = {}
         self._last_id = 0
         self._lost: str | None = None
+        self._closing: trio.Event | None = None
         self._outgoing, self._outbox = trio.open_memory_channel[bytes](QUEUE)
 
     @property
@@ -205,6 +206,10 @@ class Link:
         try:
             frame = await self._websocket.get_message()
         except trio_websocket.ConnectionClosed:
+            if self._closing is not None:
+                # Raised as soon as we began to close. The closing handshake needs
+                # the nursery, which ends with our caller.
+                await self._closing.wait()
             raise ConnectionLost("the connection ended") from None
         self.frames += 1
         self.received_bytes += len(frame)
@@ -320,5 +325,9 @@ class Link:
 
     async def close(self, code: int = 1000, reason: str = "", *, grace: float) -> None:
         """Close with a handshake of at most ``grace`` seconds."""
-        with trio.move_on_after(grace):
-            await self._websocket.aclose(code, reason)
+        self._closing = trio.Event()
+        try:
+            with trio.move_on_after(grace):
+                await self._websocket.aclose(code, reason)
+        finally:
+            self._closing.set()

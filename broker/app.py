@@ -9,6 +9,7 @@ which is restarted instead.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import signal
 import socket
@@ -123,10 +124,15 @@ class Broker:
             self._wakeup.set()
 
     async def _run_fanout(self) -> None:
+        fanout = self._fanout
         while True:
-            await self._wakeup.wait()
-            while self._fanout.busy:
-                self._fanout.step()
+            due = fanout.due()
+            if due == math.inf:
+                await self._wakeup.wait()
+            else:
+                with trio.move_on_at(due):
+                    await self._wakeup.wait()
+            while fanout.step():
                 await trio.lowlevel.checkpoint()
 
     # -- life -----------------------------------------------------------------------

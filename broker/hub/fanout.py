@@ -4,25 +4,31 @@ Theory. A publish appends to its room and marks the room dirty; nothing is sent
 then. A *round* takes every dirty room, joins what is pending into one batch,
 encodes it once for each group (codec, filter), and hands the same bytes object
 to each member's socket. Messages posted to single sessions go out before the
-rooms, or after them where they answer for events in them.
-While a round runs new events gather, so batches grow with load and nothing
-waits when idle. A round is a generator that yields every ``CHUNK`` sends: the
-task that drives it gives way there, and :meth:`FanOut.flush` drains it at once
-where order demands it (a join while events are pending). Nothing here awaits a
-client; a member whose outbox is full is handed to the room's policy.
+rooms, or after them where they answer for events in them. While a round runs
+new events gather for the next one, so batches grow with load and nothing waits
+when idle; a room with a ``batch_window`` stays out of the rounds until that is
+over, or until a member must be answered for what it published there.
+
+A round is a generator that yields every ``CHUNK`` sends: the task that drives it
+gives way there, and :meth:`FanOut.flush` drains it at once where order demands it
+(a join while events are pending). Nothing here awaits a client; a member whose
+outbox is full is handed to the room's policy.
 
 ``bench fanout`` measures this file against a C loop of ``send``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from heapq import heapify, heappop, heappush
+from math import inf
 
 import structlog
 
 from broker.hub.rooms import Group, Member, Room, Sendable, Sink, Snapshot, Verdict
 from broker.protocol.codec import Encoder
-from broker.protocol.events import Event, SessionId
+from broker.protocol.events import Event
 from broker.protocol.messages import batch
 
 log = structlog.get_logger(__name__)
@@ -60,8 +66,12 @@ class FanOut:
     """Drives rounds.
 
     ``refused(member, events, verdict)`` is called for each send not taken,
-    ``wake`` when there is work and nobody drives a round yet, ``sent(ts)`` with
-    the timestamp of an event in one batch of ``SAMPLE`` once it is sent.
+    ``wake`` when there is work and nobody drives a round yet or when :meth:`due`
+    has come nearer, ``sent(ts)`` with the timestamp of an event in one batch of
+    ``SAMPLE`` once it is sent. ``clock`` tells seconds; it times windows.
+
+    The driver sleeps until it is woken or something is due, then calls
+    :meth:`step` until that is false.
     """
 
     def __init__(
@@ -69,17 +79,28 @@ class FanOut:
         encoder: Encoder,
         refused: Refused,
         wake: Callable[[], None],
+        clock: Callable[[], float],
         sent: Callable[[float], None] | None = None,
     ) -> None:
         self._encoder = encoder
         self._refused = refused
         self._wake = wake
+        self._clock = clock
         self._sent = sent
         self._dirty: list[Room] = []
-        self._posted: list[Sink] = []
+        self._windows: list[tuple[float, int, Room]] = []
+        """Heap of rooms that gather events: when their window ends, a number that decides ties."""
+        self._windows_opened = 0
+        self._posted: deque[Sink] = deque()
         self._waiting: list[Sink] = []
+        # The round that runs: rooms to come, the room and batch it is at, whom to answer at its end.
+        self._rooms: deque[Room] = deque()
+        self._sending: tuple[Room, list[Event]] | None = None
+        self._sealed: deque[Sink] = deque()
         self._round: Iterator[None] = self._rounds()
         self.in_round = False
+        self.running = False
+        """A round is executing further up the stack, so nobody may call :meth:`flush`."""
         self.driven = False
         """Somebody will call :meth:`step` soon; no need to wake the fan-out task."""
         self.hid_groups: dict[Group, Room] = {}
@@ -93,17 +114,29 @@ class FanOut:
         self.batches = 0
         self.encodings_failed = 0
         self.faults = 0
-        """Rounds that a fault of ours cut short."""
+        """Batches that a fault of ours cut short."""
 
     # -- work comes in --------------------------------------------------------
 
     def mark(self, room: Room) -> None:
         """``room`` has pending events."""
-        if not room.dirty:
-            room.dirty = True
-            self._dirty.append(room)
-            if not (self.in_round or self.driven):
-                self._wake()
+        if room.dirty:
+            return
+        room.dirty = True
+        if room.options.batch_window:
+            self._open_window(room)
+            return
+        self._dirty.append(room)
+        if not (self.in_round or self.driven):
+            self._wake()
+
+    def _open_window(self, room: Room) -> None:
+        due = self._clock() + room.options.batch_window
+        sooner = due < self.due()
+        self._windows_opened += 1
+        heappush(self._windows, (due, self._windows_opened, room))
+        if sooner:
+            self._wake()
 
     def posted(self, sink: Sink, *, after_events: bool) -> None:
         """``sink`` has posted messages, to be flushed before the rooms are served, or after them."""
@@ -118,19 +151,62 @@ class FanOut:
         """Whether something waits to be sent."""
         return self.in_round or bool(self._dirty or self._posted or self._waiting)
 
+    def due(self) -> float:
+        """When the next window ends, by the clock; infinity when none is open."""
+        return self._windows[0][0] if self._windows else inf
+
+    def settle(self, room: Room) -> None:
+        """Send what was published to ``room`` so far, all of it, before its membership changes.
+
+        Else a member that comes now would stand in a group that has yet to get
+        events from before it came.
+        """
+        if room.pending or (self._sending is not None and self._sending[0] is room):
+            self.flush()
+
+    def _end_windows(self, now: float) -> None:
+        while self._windows and self._windows[0][0] <= now:
+            self._dirty.append(heappop(self._windows)[2])
+
+    def _cut_windows(self, waiting: list[Sink]) -> None:
+        """End the windows of rooms whose events must precede an answer to one of ``waiting``."""
+        kept = []
+        for window in self._windows:
+            room = window[2]
+            if room.has_history and any(room.name in sink.memberships for sink in waiting):
+                self._dirty.append(room)
+            else:
+                kept.append(window)
+        heapify(kept)
+        self._windows = kept
+
     def step(self) -> bool:
         """Do up to ``CHUNK`` sends; true while there is more."""
+        assert not self.running, "a round cannot run inside a round"
+        if self._windows:
+            self._end_windows(self._clock())
+        self.running = True
         try:
             next(self._round)
-        except Exception:  # the rest of this round is lost; the next one must not be
+        except Exception:  # this batch is lost, and that is told; the rest must not be
             self.faults += 1
             log.exception("fault in the fan-out")
             self._round = self._rounds()
-            self.in_round = False
+            self._give_up_batch()
+        finally:
+            self.running = False
         return self.busy
 
+    def _give_up_batch(self) -> None:
+        if self._sending is not None:
+            room, events = self._sending
+            self._sending = None
+            for member in list(room.everybody()):
+                self._refused(member, events, Verdict.SPOILED)
+
     def flush(self) -> None:
-        """Send everything that is pending now, at once."""
+        """Send everything that is pending now, at once, whatever windows are open."""
+        self._end_windows(inf)
         while self.busy:
             self.step()
 
@@ -138,31 +214,42 @@ class FanOut:
         budget = CHUNK
         while True:
             self.in_round = True
+            # One pass over what there is now: were rooms that get new events meanwhile served
+            # again and again, a busy one would keep all answers waiting for as long as it is busy.
+            self._seal_posts()
             self._flush_posts()
-            while self._dirty:
-                rooms, self._dirty = self._dirty, []
-                for room in rooms:
-                    events, room.pending = room.pending, []
-                    room.dirty = False
-                    for piece in cut(events):
-                        for sends in self._send(room, piece):
-                            budget -= sends
-                            if budget <= 0:
-                                yield
-                                budget = CHUNK
-                                self._flush_posts()  # what was said meanwhile precedes what comes now
-            sinks, self._waiting = self._waiting, []
-            for sink in sinks:
-                sink.flush_posts(after_events=True)
+            self._rooms.extend(self._dirty)
+            self._dirty.clear()
+            while self._rooms:
+                room = self._rooms.popleft()
+                events, room.pending = room.pending, []
+                room.dirty = False
+                for piece in cut(events):
+                    self._sending = room, piece
+                    for sends in self._send(room, piece):
+                        budget -= sends
+                        if budget <= 0:
+                            yield
+                            budget = CHUNK
+                            self._flush_posts()  # what was said meanwhile precedes what comes now
+                self._sending = None
+            while self._sealed:
+                self._sealed.popleft().flush_posts(after_events=True)
             self.in_round = False
             yield
             budget = CHUNK
 
+    def _seal_posts(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for sink in waiting:
+            sink.seal_posts()
+        if self._windows and waiting:
+            self._cut_windows(waiting)
+        self._sealed += waiting
+
     def _flush_posts(self) -> None:
         while self._posted:
-            sinks, self._posted = self._posted, []
-            for sink in sinks:
-                sink.flush_posts()
+            self._posted.popleft().flush_posts()
 
     def _send(self, room: Room, events: list[Event]) -> Iterator[int]:
         """Send one batch to the room; yields how many sends were done since the last yield."""
@@ -173,44 +260,42 @@ class FanOut:
             if len(chosen) < len(events):
                 self.hid_groups[group] = room
                 if not chosen:
+                    yield 1  # it was work, and a room may have thousands of such groups
                     continue
             members = group.snapshot()
             excluded = {event.exclude for event in chosen if event.exclude is not None}
-            if excluded:
-                members = self._without(group, members, chosen, excluded)
-            if not len(members):
-                continue
-            frame = self._encode(group, chosen)
-            if frame is None:
-                continue
-            self.batches += 1
-            yield from self._send_frame(room, group, members, chosen, frame)
-            if self._sent is not None and self.batches % SAMPLE == 0:
-                self._sent(chosen[0].ts)
+            apart = [member for member in group.members if member.sink.id in excluded] if excluded else []
+            if apart:
+                members = Snapshot(member for member in group.members if member.sink.id not in excluded)
+            if len(members):
+                frame = self._encode(group, chosen, members)
+                if frame is not None:
+                    self.batches += 1
+                    yield from self._send_frame(room, group, members, chosen, frame)
+                    if self._sent is not None and self.batches % SAMPLE == 0:
+                        self._sent(chosen[0].ts)
+            for member in apart:
+                yield self._send_own(group, member, chosen)
 
     def _send_frame(
         self, room: Room, group: Group, members: Snapshot, events: list[Event], frame: bytes
     ) -> Iterator[int]:
         """Send one frame to many, giving way in between."""
-        self.frames += len(members)
-        self.deliveries += len(members) * len(events)
         current = group.snapshot()
-        latest = room.options.slow == "latest"
-        for member in members.behind:
-            if latest:  # who has a backlog gets only the newest of each slot, later
-                self._refused(member, events, Verdict.FULL)
-            elif verdict := member.sink.write(frame):
-                self._refused(member, events, verdict)
-        if members.behind:
-            yield len(members.behind)
+        for position in range(0, len(members.behind), CHUNK):
+            part = members.behind[position : position + CHUNK]
+            self._write_careful(group, part, events, frame)
+            yield len(part)
         count = len(members.direct)
         # In a large room start elsewhere each time, so that nobody is always last.
         start = room.turn * CHUNK % count if count > CHUNK else 0
         for position, end in _chunks(start, count):
             if group.snapshot() is not current:  # somebody came, went, or got a backlog meanwhile
-                self._write_careful(group, members.direct[position:end], events, frame, latest=latest)
+                self._write_careful(group, members.direct[position:end], events, frame)
             else:
                 whole = end - position == count
+                self.frames += end - position
+                self.deliveries += (end - position) * len(events)
                 short = send_all(members.sockets if whole else members.sockets[position:end], frame)
                 if short:
                     self._see_to(members, short, events, frame)
@@ -223,43 +308,44 @@ class FanOut:
         for socket, size in short:
             member = by_socket[id(socket)]
             if verdict := member.sink.sent(frame, size):
+                self.frames -= 1
+                self.deliveries -= len(events)
                 self._refused(member, events, verdict)
 
     def _write_careful(
-        self, group: Group, members: list[Member], events: list[Event], frame: bytes, *, latest: bool
+        self, group: Group, members: Iterable[Member], events: list[Event], frame: bytes
     ) -> None:
-        """The same for members of an outdated snapshot: who left gets nothing."""
+        """The same for those who must be asked: who left meanwhile gets nothing."""
         for member in members:
             if member not in group.members:
                 continue
-            if latest and member.sink.backlogged:
-                self._refused(member, events, Verdict.FULL)
-            elif verdict := member.sink.write(frame):
+            latest = member.room.options.slow == "latest"
+            if latest and (member.held is not None or member.sink.backlogged):
+                verdict: int = Verdict.FULL  # gets only the newest of each slot, later
+            else:
+                verdict = member.sink.write(frame)
+            if verdict:
                 self._refused(member, events, verdict)
-
-    def _without(
-        self, group: Group, members: Snapshot, events: list[Event], excluded: set[SessionId]
-    ) -> Snapshot:
-        """Send their own selection to sessions that asked for no echo; return the others."""
-        apart = {member: None for member in group.members if member.sink.id in excluded}
-        if not apart:
-            return members
-        for member in apart:
-            own = [event for event in events if event.exclude != member.sink.id]
-            self.hid_members[member] = None
-            if own and (frame := self._encode(group, own)) is not None:
+            else:
                 self.frames += 1
-                self.deliveries += len(own)
-                if verdict := member.sink.write(frame):
-                    self._refused(member, own, verdict)
-        return Snapshot(member for member in group.members if member not in apart)
+                self.deliveries += len(events)
 
-    def _encode(self, group: Group, events: list[Event]) -> bytes | None:
+    def _send_own(self, group: Group, member: Member, events: list[Event]) -> int:
+        """Send its own selection to a session that asked for no echo of some events."""
+        own = [event for event in events if event.exclude != member.sink.id]
+        if member in group.members:
+            self.hid_members[member] = None
+            if own and (frame := self._encode(group, own, [member])) is not None:
+                self._write_careful(group, [member], own, frame)
+        return 1
+
+    def _encode(self, group: Group, events: list[Event], members: Iterable[Member]) -> bytes | None:
+        """The frame for ``members``, who are told when there is none."""
         try:
             return self._encoder.encode(group.codec, batch([event.wire for event in events]))
         except Exception:  # one bad batch must not stop the fan-out; it is counted and told
             self.encodings_failed += 1
-            for member in list(group.members):
+            for member in members:
                 self._refused(member, events, Verdict.SPOILED)
             return None
 

@@ -52,7 +52,7 @@ class Hub:
         self._sample = sample
         self.encoder = encoder
         self.rooms: dict[str, Room] = {}
-        self.fanout = FanOut(encoder, self._refused, wake, sent)
+        self.fanout = FanOut(encoder, self._refused, wake, monotonic, sent)
         self._stirred: dict[Room, None] = {}
         self._idle: dict[Room, None] = {}
         self.published = 0

@@ -74,8 +74,11 @@ class Sink(Protocol):
         posted with ``after_events`` waits for those that are pending in rooms now.
         """
 
+    def seal_posts(self) -> None:
+        """What waits for events has those of the round that begins now to wait for, no later ones."""
+
     def flush_posts(self, *, after_events: bool = False) -> None:
-        """Send the posted messages now, and those that waited for events if these are on their way."""
+        """Send the posted messages now, and the sealed ones too if their events are on their way."""
 
     def on_drained(self) -> None:
         """Ask for :meth:`Hub.resume` once the backlog is gone, or soon if there is none."""
@@ -176,6 +179,10 @@ class Snapshot:
 
     def __len__(self) -> int:
         return len(self.direct) + len(self.behind)
+
+    def __iter__(self) -> Iterator[Member]:
+        yield from self.behind
+        yield from self.direct
 
 
 class Group:

@@ -68,6 +68,7 @@ class Connection:
         "_plain",
         "_posts",
         "_posts_after",
+        "_posts_sealed",
         "_traffic",
         "_want_drained",
         "clear",
@@ -98,6 +99,7 @@ class Connection:
         self.outbox_bytes = traffic.outbox_bytes
         self._posts: list[bytes] | None = None
         self._posts_after: list[bytes] | None = None
+        self._posts_sealed: list[bytes] | None = None
         self._want_drained: Callable[[], None] | None = None
         self.clear = True
         """Nothing is queued, nothing ends: a frame may go straight to the socket."""
@@ -212,6 +214,8 @@ class Connection:
         elif after_events:
             self._posts_after = [message]
             self._traffic.posted(self.owner, after_events=True)
+        elif self._posts_sealed is not None:
+            self._posts_sealed.append(message)
         elif self._posts is not None:
             self._posts.append(message)
         else:
@@ -221,7 +225,13 @@ class Connection:
     @property
     def posts_wait(self) -> bool:
         """Whether answers wait for events that are pending in rooms."""
-        return self._posts_after is not None
+        return self._posts_after is not None or self._posts_sealed is not None
+
+    def seal_posts(self) -> None:
+        """Let go of what waits for events once this round is over, but not of what comes meanwhile."""
+        if self._posts_after is not None:
+            self._posts_sealed = (self._posts_sealed or []) + self._posts_after
+            self._posts_after = None
 
     def flush_posts(self, *, after_events: bool = False) -> None:
         """Send the posted messages, as one frame of each kind."""
@@ -229,12 +239,17 @@ class Connection:
         if posts is not None:
             self._write_posts(posts)
         if after_events:
-            posts, self._posts_after = self._posts_after, None
+            posts, self._posts_sealed = self._posts_sealed, None
             if posts is not None:
                 self._write_posts(posts)
 
     def _write_posts(self, posts: list[bytes]) -> None:
-        frame = self._traffic.encoder.encode(self.codec, batch(posts))
+        try:
+            frame = self._traffic.encoder.encode(self.codec, batch(posts))
+        except Exception as error:  # a fault of ours ends this session, not the fan-out
+            self.owner.fault("post", error)
+            self.owner.disconnect(CloseCode.INTERNAL, "a fault of the server")
+            return
         if self.write(frame) == Verdict.FULL:
             # Answers cannot be dropped as events can: who asks and does not read is too slow.
             self.owner.disconnect(CloseCode.SLOW_CONSUMER, "too slow to read its answers")
@@ -265,7 +280,7 @@ class Connection:
         if self.outbox is not None:
             self._traffic.queued -= self.outbox.size
             self._end_backlog()
-        self._posts = self._posts_after = None
+        self._posts = self._posts_after = self._posts_sealed = None
 
     def when_drained(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` once nothing is queued; soon if nothing is now."""

@@ -205,7 +205,10 @@ class Session:
         connection = self.connection
         if code is CloseCode.SLOW_CONSUMER:
             connection.abandon_backlog()
-        connection.flush_posts(after_events=True)
+        fanout = self.context.hub.fanout
+        if connection.posts_wait and not fanout.running:
+            fanout.flush()  # an answer goes after the events it answers for, or not at all
+        connection.flush_posts()
         if code not in SILENT:
             bye = encode_op("bye", code=int(code), reason=reason, retry_after=self._retry_after(code))
             connection.push(self.context.encoder.encode(connection.codec, b"[%b]" % bye))
@@ -243,6 +246,10 @@ class Session:
     def post(self, message: bytes, *, after_events: bool = False) -> None:
         """Queue one message for the end of this round."""
         self.connection.post(message, after_events=after_events)
+
+    def seal_posts(self) -> None:
+        """Waiting posts wait for the round that begins now."""
+        self.connection.seal_posts()
 
     def flush_posts(self, *, after_events: bool = False) -> None:
         """Send posted messages."""

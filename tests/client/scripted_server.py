@@ -8,6 +8,8 @@ what is answered; a line that does not come fails the test.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -113,6 +115,24 @@ def event(room: str, offset: int | None = None, name: str = "e", data: Any = Non
     """An ``event`` message."""
     message = {"op": "event", "room": room, "event": name, "data": data, "ts": 1.5}
     return message if offset is None else message | {"offset": offset}
+
+
+class DeafServer:
+    """Upgrades (RFC 6455 section 1.3), greets (section 5.2), and is never heard of again."""
+
+    GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+    @classmethod
+    async def greet(cls, stream: trio.abc.Stream, welcome: dict[str, Any]) -> None:
+        request = bytes(await stream.receive_some())
+        key = next(line for line in request.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key"))
+        digest = hashlib.sha1(key.split(b":")[1].strip() + cls.GUID).digest()
+        head = (
+            b"HTTP/1.1 101 \r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"
+        )
+        body = orjson.dumps([welcome])
+        assert len(body) < 126
+        await stream.send_all(head % base64.b64encode(digest) + bytes([0x81, len(body)]) + body)
 
 
 class ScriptedServer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from trio.testing import MockClock
 
 from broker.client import Backoff, Closed, ConnectionLost, Lost, Rejoined, RequestError, RoomClosed
 from broker.protocol.events import Position
-from tests.client.scripted_server import ScriptedServer, client_of, event
+from tests.client.scripted_server import DeafServer, ScriptedServer, client_of, event
 from tests.client.test_wire import DICTIONARY
 
 # ------------------------------------------------------------------- tokens
@@ -85,24 +84,6 @@ async def test_a_connection_that_breaks_while_renewing(autojump_clock: MockClock
 # ---------------------------------------------------------------- keepalive
 
 AT_ONCE = Backoff(base=0.0)
-
-
-class DeafServer:
-    """Upgrades (RFC 6455 section 1.3), greets (section 5.2), and is never heard of again."""
-
-    GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-
-    @classmethod
-    async def greet(cls, stream: trio.abc.Stream, welcome: dict[str, Any]) -> None:
-        request = bytes(await stream.receive_some())
-        key = next(line for line in request.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key"))
-        digest = hashlib.sha1(key.split(b":")[1].strip() + cls.GUID).digest()
-        head = (
-            b"HTTP/1.1 101 \r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"
-        )
-        body = orjson.dumps([welcome])
-        assert len(body) < 126
-        await stream.send_all(head % base64.b64encode(digest) + bytes([0x81, len(body)]) + body)
 
 
 async def test_a_silent_broker_is_noticed(autojump_clock: MockClock) -> None:

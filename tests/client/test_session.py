@@ -21,10 +21,12 @@ from broker.client import (
     RoomClosed,
     connect,
 )
+from broker.client.life import CLOSE_GRACE
 from broker.protocol.events import Position
 from tests.client.scripted_server import (
     URL,
     WAITS,
+    DeafServer,
     ScriptedServer,
     client_of,
     event,
@@ -173,6 +175,27 @@ async def test_errors_of_the_block_come_out_as_they_are(autojump_clock: MockCloc
             async with connect(URL, open_stream=server.open_stream):
                 raise LookupError("mine")
         assert caught.value.__context__ is None
+
+
+async def test_closing_takes_no_longer_than_the_handshake(autojump_clock: MockClock) -> None:
+    async def script(server: ScriptedServer) -> None:
+        peer = await server.accept()
+        assert await peer.gone() == 1000
+
+    async with performing(script) as server:
+        async with connect(URL, open_stream=server.open_stream):
+            leaving = trio.current_time()
+        assert trio.current_time() == leaving
+
+
+async def test_closing_waits_for_a_deaf_broker_only_so_long(autojump_clock: MockClock) -> None:
+    async def script(server: ScriptedServer) -> None:
+        await DeafServer.greet(await server.stream(), {"op": "welcome", "session": "s"})
+
+    async with performing(script) as server:
+        async with connect(URL, open_stream=server.open_stream):
+            leaving = trio.current_time()
+        assert trio.current_time() == leaving + CLOSE_GRACE
 
 
 async def test_cancellation_leaves_nothing(autojump_clock: MockClock) -> None:

@@ -1,84 +1,64 @@
-"""The Python client against the real broker, over real sockets: what the script cannot play."""
+"""The Python client against the real broker, over real sockets: what a script cannot play."""
 
 from __future__ import annotations
 
 import os
-import signal
+import random
 import ssl
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
-import trio
 import trustme
 
+from broker.app import Broker
 from broker.client import (
     Backoff,
     Client,
     Closed,
     ConnectFailed,
+    Event,
+    Item,
     Lost,
     Presence,
     Rejoined,
     RequestError,
     connect,
 )
-
-CONFIG = Path(__file__).parents[2] / "config" / "dev.toml"
-BROKER = (sys.executable, "-m", "broker")
-
-PATIENCE = 30.0
-"""How long a test may take (s) before it fails instead of hanging."""
+from broker.config import Config
+from broker.errors import CloseCode
+from broker.protocol.dictionaries import train
+from broker.protocol.events import SessionId
+from tests.e2e.harness import CONFIG, config, running, serving, token, until
 
 SOON = Backoff(base=0.05, cap=0.2)
 
 
+def url_of(port: int, scheme: str = "ws") -> str:
+    return f"{scheme}://127.0.0.1:{port}/ws"
+
+
 @asynccontextmanager
-async def broker(data: Path, *flags: str, port: int = 0) -> AsyncIterator[tuple[trio.Process, str]]:
-    """A broker with its data in ``data``; gives the process and its URL."""
-    command = [*BROKER, "serve", "--config", str(CONFIG), "--data", str(data), "--admin-port", "-1"]
-    process = await trio.lowlevel.open_process(
-        [*command, "--port", str(port), "--server-retry-after", "0", *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    assert process.stdout is not None
-    try:
-        async with process.stdout:
-            ready = bytes(await process.stdout.receive_some())
-            yield process, ready.split()[1].decode()
-    finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-        with trio.CancelScope(shield=True):
-            await process.wait()
+async def client_of(settings: Config = CONFIG, **options: Any) -> AsyncIterator[tuple[Client, Broker]]:
+    async with running(settings) as broker, connect(url_of(broker.client_port), **options) as client:
+        yield client, broker
 
 
-def port_of(url: str) -> int:
-    return int(url.rsplit(":", 1)[1].partition("/")[0])
+async def next_of(items: AsyncIterator[Item], kind: type[Item]) -> Any:
+    """The next item of one kind."""
+    async for item in items:
+        if isinstance(item, kind):
+            return item
+    raise AssertionError("the room ended")
 
 
-def token_for(user: str) -> str:
-    command = [*BROKER, "token", "--config", str(CONFIG), "--user", user]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-@pytest.fixture(autouse=True)
-async def no_descriptor_left() -> AsyncIterator[None]:
-    before = set(os.listdir("/proc/self/fd"))
-    yield
-    assert set(os.listdir("/proc/self/fd")) <= before
-
-
-async def test_the_verbs_in_both_codecs(tmp_path: Path) -> None:
-    with trio.fail_after(PATIENCE):
-        async with broker(tmp_path) as (_, url):
-            for zstd in (True, False):
-                async with connect(url, zstd=zstd) as client:
-                    await every_verb(client, f"deal:{zstd}")
+@pytest.mark.parametrize("zstd", [True, False])
+async def test_the_verbs(zstd: bool) -> None:
+    async with client_of(zstd=zstd) as (client, _):
+        await every_verb(client, "deal:7")
 
 
 async def every_verb(client: Client, name: str) -> None:
@@ -110,97 +90,68 @@ async def every_verb(client: Client, name: str) -> None:
     assert [late async for late in room] == []
 
 
-async def test_two_clients_see_each_other(tmp_path: Path) -> None:
-    with trio.fail_after(PATIENCE):
-        async with broker(tmp_path) as (_, url), connect(url) as one, connect(url) as two:
-            items = (await one.join("live:x", presence=True)).items()
-            await two.join("live:x")
-            came = await anext(items)
-            while not (isinstance(came, Presence) and came.joined and came.joined[0].session == two.session):
-                came = await anext(items)
-            assert await two.publish("live:x", "hello", [1, "ä"]) is None
-            hello = await anext(items)
-            while isinstance(hello, Presence):
-                hello = await anext(items)
-            assert (getattr(hello, "data", None), getattr(hello, "offset", 0)) == ([1, "ä"], None)
+async def test_two_clients_see_each_other() -> None:
+    async with client_of() as (one, broker), connect(url_of(broker.client_port)) as two:
+        items = (await one.join("live:x", presence=True)).items()
+        await two.join("live:x")
+        came = await next_of(items, Presence)
+        while [member.session for member in came.joined] != [two.session]:
+            came = await next_of(items, Presence)  # its own arrival comes first
+        assert await two.publish("live:x", "hello", [1, "ä"]) is None
+        hello = await next_of(items, Event)
+        assert (hello.data, hello.offset) == ([1, "ä"], None)
 
 
-async def test_recovers_after_the_broker_was_killed(tmp_path: Path) -> None:
-    with trio.fail_after(PATIENCE):
-        async with broker(tmp_path) as (process, url), connect(url, backoff=SOON) as client:
-            room = await client.join("deal:7")
-            items = room.items()
-            first = await client.publish("deal:7", "e", 1)
-            assert getattr(await anext(items), "data", None) == 1
-            process.kill()
-            await process.wait()
-            async with broker(tmp_path, port=port_of(url)) as (_, again), connect(again) as other:
-                second = await other.publish("deal:7", "e", 2)
-                assert first is not None
-                assert second == first._replace(offset=2)
-                notice, event = await anext(items), await anext(items)
-                if not isinstance(notice, Rejoined):  # it was back before the publish
-                    notice, event = event, notice
-                assert isinstance(notice, Rejoined)
-                assert notice.recovered
-                assert getattr(event, "data", None) == 2
-                assert client.statistics().connections == 2
+async def test_a_user_is_known_by_token_and_has_a_room() -> None:
+    async with client_of(token=lambda: token("42")) as (client, _):
+        assert client.user == "42"
+        assert client.welcome.expires is not None
+        place = client.welcome.rooms["user:42"]
+        assert place is not None
+        assert (await client.join("user:42", since=place.position)).recovered
+        with pytest.raises(RequestError, match="forbidden"):
+            await client.join("user:43")
+        keyed = [await client.publish("deal:7", "e", n, key="once") for n in range(2)]
+        assert keyed[0] == keyed[1] is not None
 
 
-async def test_a_drained_broker_sends_its_clients_away_and_back(tmp_path: Path) -> None:
-    with trio.fail_after(PATIENCE):
-        async with broker(tmp_path) as (process, url), connect(url, backoff=SOON) as client:
-            room = await client.join("deal:7")
-            process.send_signal(signal.SIGTERM)
-            assert await process.wait() == 0
-            async with broker(tmp_path, port=port_of(url)):
-                await client.publish("deal:7", "e", 1)
-                async for event in room:
-                    assert event.data == 1
-                    break
-                assert room.recovered
+async def test_events_of_rooms_that_the_broker_joined() -> None:
+    # No client may publish there, save by the token of a backend.
+    rooms = {"publish": ["all", "user:42"]}
+    async with (
+        client_of(config(server={"retry_after": 0.0}), token=token("42")) as (client, broker),
+        connect(url_of(broker.client_port), token=token("backend", rooms=rooms)) as backend,
+    ):
+        items = client.events().items()
+        await backend.publish("all", "news", 1)
+        assert (await next_of(items, Event)).room == "all"
+        await backend.publish("user:42", "mail", 2)
+        mail = await next_of(items, Event)
+        assert (mail.room, mail.data) == ("user:42", 2)
+        # Thrown out, it misses something, comes back, and has it.
+        broker.context.registry.sessions[SessionId(client.session)].disconnect(CloseCode.NO_PONG, "test")
+        await backend.publish("user:42", "mail", 3)
+        assert (await next_of(items, Event)).data == 3
 
 
-async def test_a_user_is_known_by_token_and_has_a_room(tmp_path: Path) -> None:
-    token = await trio.to_thread.run_sync(token_for, "42")
-
-    async def fetch() -> str:
-        return token
-
-    with trio.fail_after(PATIENCE):
-        async with broker(tmp_path) as (_, url), connect(url, token=fetch) as client:
-            assert client.user == "42"
-            assert client.welcome.expires is not None
-            assert "user:42" in client.welcome.rooms
-            place = client.welcome.rooms["user:42"]
-            assert place is not None
-            own = await client.join("user:42", since=place.position)
-            assert own.recovered
-            with pytest.raises(RequestError, match="forbidden"):
-                await client.join("user:43")
-            keyed = [await client.publish("deal:7", "e", n, key="once") for n in range(2)]
-            assert keyed[0] == keyed[1] is not None
-
-
-async def test_a_refused_token_is_final(tmp_path: Path) -> None:
-    with trio.fail_after(PATIENCE):
-        async with broker(tmp_path) as (_, url):
-            with pytest.raises(Closed, match="4401"):
-                async with connect(url, token="forged"):
-                    pass
-
-
-async def test_nothing_but_a_broker_will_do(tmp_path: Path) -> None:
-    with trio.fail_after(PATIENCE):
-        async with broker(tmp_path) as (_, url):
-            with pytest.raises(ConnectFailed) as caught:
-                async with connect(url.replace("/ws", "/elsewhere")):
-                    pass
-            assert caught.value.status == 404
-        with pytest.raises(ConnectFailed) as caught:
-            async with connect(url):
+async def test_a_refused_token_is_final() -> None:
+    async with running() as broker:
+        with pytest.raises(Closed, match="4401"):
+            async with connect(url_of(broker.client_port), token="forged"):
                 pass
-        assert caught.value.status is None
+
+
+async def test_nothing_but_a_broker_will_do() -> None:
+    async with running() as broker:
+        port = broker.client_port
+        with pytest.raises(ConnectFailed) as caught:
+            async with connect(f"ws://127.0.0.1:{port}/elsewhere"):
+                pass
+        assert caught.value.status == 404
+    with pytest.raises(ConnectFailed) as caught:
+        async with connect(url_of(port)):
+            pass
+    assert caught.value.status is None
 
 
 async def test_over_tls(tmp_path: Path) -> None:
@@ -212,36 +163,96 @@ async def test_over_tls(tmp_path: Path) -> None:
         blob.write_to_path(chain, append=number > 0)
     context = ssl.create_default_context()
     authority.configure_trust(context)
-    with trio.fail_after(PATIENCE):
-        async with broker(tmp_path / "data", "--tls-cert", str(chain), "--tls-key", str(key)) as (_, url):
-            assert url.startswith("wss://")
-            async with connect(url, ssl_context=context) as client:
-                room = await client.join("deal:7")
-                await client.publish("deal:7", "e", "x" * 50_000)
-                assert (await anext(room)).data == "x" * 50_000
-            with pytest.raises(ConnectFailed, match="CERTIFICATE_VERIFY_FAILED"):
-                async with connect(url):
-                    pass
+    async with running(config(server={"tls_cert": str(chain), "tls_key": str(key)})) as broker:
+        url = url_of(broker.client_port, "wss")
+        async with connect(url, ssl_context=context) as client:
+            room = await client.join("deal:7")
+            await client.publish("deal:7", "e", "x" * 50_000)
+            assert (await anext(room)).data == "x" * 50_000
+        with pytest.raises(ConnectFailed, match="CERTIFICATE_VERIFY_FAILED"):
+            async with connect(url):
+                pass
 
 
-async def test_a_slow_reader_gets_everything_in_a_room_with_history(tmp_path: Path) -> None:
-    with trio.fail_after(PATIENCE):
+async def test_a_slow_reader_gets_everything_in_a_room_with_history() -> None:
+    few = config(limits={"outbox_bytes": 20_000}, rooms={"deal": CONFIG.rooms["default"]})
+    async with (
+        client_of(few, buffer=10, backoff=SOON, zstd=False) as (slow, broker),
+        connect(url_of(broker.client_port)) as fast,
+    ):
+        room = await slow.join("deal:7")
+        for number in range(90):
+            await fast.publish("deal:7", "e", {"n": number, "pad": os.urandom(20_000).hex()})
+        # Whether the broker threw it out meanwhile (4508) or the kernel's buffers held it all.
+        offsets: list[int | None] = []
+        async for item in room.items():
+            assert not isinstance(item, Lost)
+            if isinstance(item, Rejoined):
+                assert item.recovered
+            elif isinstance(item, Event):
+                offsets.append(item.offset)
+                if item.offset == 90:
+                    break
+        assert offsets == list(range(1, 91))
+
+
+async def test_dictionaries(tmp_path: Path) -> None:
+    rng = random.Random(3)
+
+    def deal() -> dict[str, Any]:
+        return {"stage": rng.choice(["won", "lost", "open"]), "amount": rng.randrange(9999), "owner": "jane"}
+
+    samples = [
+        orjson.dumps({"op": "event", "room": f"deal:{n}", "event": "updated", "data": deal(), "ts": n / 7})
+        for n in range(2000)
+    ]
+    train(samples, rooms="deal:*", directory=tmp_path)
+    async with client_of(config(store={"data": str(tmp_path)}), dictionaries=True) as (client, broker):
+        assert client.welcome.dicts
+        room = await client.join("deal:7")
+        session = broker.context.registry.sessions[SessionId(client.session)]
+        await until(lambda: session._dictionaries)
+        before = client.statistics().received_bytes
+        for _ in range(20):
+            await client.publish("deal:7", "updated", deal())
+            assert (await anext(room)).data["owner"] == "jane"
+        with_dictionary = client.statistics().received_bytes - before
+        async with connect(url_of(broker.client_port)) as plain:
+            room = await plain.join("deal:8")
+            before = plain.statistics().received_bytes
+            for _ in range(20):
+                await plain.publish("deal:8", "updated", deal())
+                await anext(room)
+            assert with_dictionary < plain.statistics().received_bytes - before
+
+
+async def test_recovers_after_the_broker_was_killed(tmp_path: Path) -> None:
+    flags = ("--config", "config/dev.toml", "--data", str(tmp_path))
+    async with serving(*flags) as first, connect(url_of(first.port), backoff=SOON) as client:
+        items = (await client.join("deal:7")).items()
+        one = await client.publish("deal:7", "e", 1)
+        assert (await next_of(items, Event)).data == 1
+        first.process.kill()
+        await first.process.wait()
         async with (
-            broker(tmp_path, "--limits-outbox-bytes", "20000") as (_, url),
-            connect(url, buffer=10, backoff=SOON) as slow,
-            connect(url) as fast,
+            serving(*flags, "--port", str(first.port)) as second,
+            connect(url_of(second.port)) as other,
         ):
-            room = await slow.join("deal:7")
-            for number in range(500):
-                await fast.publish("deal:7", "e", {"n": number, "pad": os.urandom(4000).hex()})
-            items = room.items()
-            offsets: list[int] = []
-            while len(offsets) < 500:
-                item = await anext(items)
-                assert not isinstance(item, Lost)
-                if isinstance(item, Rejoined):
-                    assert item.recovered
-                else:
-                    offsets.append(getattr(item, "offset", 0))
-            # Whether the broker threw it out meanwhile (4508) or the kernel's buffers held it all.
-            assert offsets == list(range(1, 501))
+            two = await other.publish("deal:7", "e", 2)
+            assert one is not None
+            assert two == one._replace(offset=2)
+            # In either order: it may be back before the event, or recover it.
+            both = [await anext(items), await anext(items)]
+            assert [item.recovered for item in both if isinstance(item, Rejoined)] == [True]
+            assert [item.data for item in both if isinstance(item, Event)] == [2]
+
+
+async def test_a_drained_broker_sends_its_clients_away_and_back(tmp_path: Path) -> None:
+    flags = ("--config", "config/dev.toml", "--data", str(tmp_path), "--server-retry-after", "0")
+    async with serving(*flags) as first, connect(url_of(first.port), backoff=SOON) as client:
+        room = await client.join("deal:7")
+        assert await first.stop() == 0, first.logs.decode()
+        async with serving(*flags, "--port", str(first.port)):
+            await client.publish("deal:7", "e", 1)
+            assert (await anext(room)).data == 1
+            assert room.recovered

@@ -198,15 +198,34 @@ async def test_acknowledgements_that_could_not_be_written_are_tried_again(
         assert await rig.engine.acknowledgements("deal:1") == [Seen("ann", 4, START)]
 
 
+async def test_acknowledgements_on_disk_never_move_back(tmp_path: Path) -> None:
+    for offset in (4, 2):
+        async with running(DiskHarness(tmp_path)) as rig:
+            await rig.publish("deal:1").position()
+            rig.engine.acknowledge("deal:1", "ann", offset, START + offset)
+    async with running(DiskHarness(tmp_path)) as rig:
+        assert await rig.engine.acknowledgements("deal:1") == [Seen("ann", 4, START + 4)]
+
+
 # The store cannot be used
 
 
 async def refused_start(path: Path) -> ConfigurationError:
-    with pytest.raises(ConfigurationError) as caught:
-        await EmbeddedEngine(path, ring_events=4).run(lambda _events: None)
-    assert caught.value.key == "store.data"
-    assert caught.value.mend
-    return caught.value
+    engine = EmbeddedEngine(path, ring_events=4)
+    with trio.CancelScope() as scope:
+
+        class Started:
+            """An engine that starts all the same is stopped again."""
+
+            def started(self, _value: None = None) -> None:
+                scope.cancel()
+
+        with pytest.raises(ConfigurationError) as caught:
+            await engine.run(lambda _events: None, task_status=cast("trio.TaskStatus[None]", Started()))
+        assert caught.value.key == "store.data"
+        assert caught.value.mend
+        return caught.value
+    pytest.fail("the engine started")
 
 
 async def test_a_second_broker_is_refused(tmp_path: Path) -> None:
@@ -344,12 +363,14 @@ async def test_a_room_outlives_its_keys(tmp_path: Path, mock_clock: trio.testing
     keep = Retention(100, 10.0)
     async with running(DiskHarness(tmp_path)) as rig:
         await rig.fill("deal:1", 3, retention=keep)
+        rig.clock.now += 200
         keyed = await rig.publish("deal:1", key="k", retention=keep).position()
-        rig.clock.now += 299
+        rig.clock.now += 200  # the room is due, all its events have expired, but not the key
         await sweep(rig, mock_clock)
+        assert rows(tmp_path, "SELECT offset FROM event WHERE room_id = 1") == [(4,)]
         assert await rig.publish("deal:1", key="k", retention=keep).position() == keyed
         assert rows(tmp_path, "SELECT count(*) FROM publish_key") == [(1,)]
-        rig.clock.now += 2
+        rig.clock.now += 101
         await sweep(rig, mock_clock)
         assert rows(tmp_path, "SELECT name FROM room") == [("other",)]
         assert rows(tmp_path, "SELECT count(*) FROM publish_key") == [(0,)]
@@ -397,12 +418,14 @@ async def test_a_clock_that_steps_back_loses_nothing(
 ) -> None:
     keep = Retention(100, 600.0)
     async with running(DiskHarness(tmp_path)) as rig:
+        await rig.fill("deal:1", 1, retention=keep)
+        rig.clock.now += 500
         await rig.fill("deal:1", 2, retention=keep)
         rig.clock.now -= 5000
         await rig.fill("deal:1", 2, retention=keep)
-        rig.clock.now += 5000
+        rig.clock.now += 5150
         await sweep(rig, mock_clock)
-        assert offsets(await rig.history("deal:1", ALL, keep)) == [1, 2, 3, 4]
+        assert offsets(await rig.history("deal:1", ALL, keep)) == [2, 3, 4, 5]
 
 
 # The engine's own

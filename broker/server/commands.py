@@ -104,7 +104,10 @@ def _leave(session: Session, message: messages.Leave) -> Reply:
         raise BrokerError(
             ErrorCode.FORBIDDEN, f"room {message.room} belongs to the server", room=message.room
         )
-    session.context.hub.leave(_membership(session, message.room))
+    member = _membership(session, message.room)
+    if member.room.pending:
+        session.context.hub.fanout.flush()  # events from before the leave are still given
+    session.context.hub.leave(member)
     return None
 
 

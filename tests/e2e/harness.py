@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -151,19 +151,24 @@ def open_descriptors() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def real_deadline() -> Any:
+def real_deadline() -> Iterator[None]:
     """End a test that hangs, by the real clock: the test's own may jump."""
+    trio_token = trio.lowlevel.current_trio_token()
+    scope = trio.CancelScope()
 
-    def expire(_signal: int, _frame: Any) -> None:
-        raise TimeoutError(f"the test hung for {PATIENCE} s")
+    def expire(_signal: int, _frame: object) -> None:
+        trio_token.run_sync_soon(scope.cancel)
 
     before = signal.signal(signal.SIGALRM, expire)
     signal.setitimer(signal.ITIMER_REAL, PATIENCE)
     try:
-        yield
+        with scope:
+            yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+    if scope.cancelled_caught:
+        raise TimeoutError(f"the test hung for {PATIENCE} s")
 
 
 # -- a broker as a process -----------------------------------------------------------------------

@@ -34,9 +34,11 @@ async def test_a_token_at_the_handshake_identifies() -> None:
 
 
 async def test_a_token_in_the_query_only_where_it_is_allowed() -> None:
-    async with running(config(server={"query_token": True})) as broker:
-        async with connected(broker.client_port, path=f"/ws?token={token('42')}") as client:
-            assert client.welcome["user"] == "42"
+    async with (
+        running(config(server={"query_token": True})) as broker,
+        connected(broker.client_port, path=f"/ws?token={token('42')}") as client,
+    ):
+        assert client.welcome["user"] == "42"
     async with running() as broker, connected(broker.client_port, path=f"/ws?token={token('42')}") as client:
         assert client.welcome["user"] is None
 
@@ -71,18 +73,20 @@ async def test_a_refused_auth_ends_a_session_without_identity(bad: str, code: in
 
 
 async def test_renewal_replaces_the_token_and_a_failed_one_changes_nothing() -> None:
-    async with running(CLOSED) as broker:
-        async with connected(broker.client_port, token=token("42", ttl=60, rooms=READER)) as client:
-            await client.ask("join", room="closed:1")
-            assert await client.refusal("auth", token="nonsense") == "unauthenticated"
-            assert await client.refusal("auth", token=token("43")) == "conflict"
-            assert (await client.ask("publish", room="closed:1", event="e", data=1))["op"] == "ok"
-            renewed = await client.ask("auth", token=token("42", ttl=7200, rooms=READER))
-            assert renewed["user"] == "42"
-            assert renewed["expires"] > time.time() + 7000
-            assert set(renewed["rooms"]) == {"user:42"}
-            jump(600)  # the first token would have ended by now
-            assert (await client.ask("publish", room="closed:1", event="e", data=1))["op"] == "ok"
+    async with (
+        running(CLOSED) as broker,
+        connected(broker.client_port, token=token("42", ttl=60, rooms=READER)) as client,
+    ):
+        await client.ask("join", room="closed:1")
+        assert await client.refusal("auth", token="nonsense") == "unauthenticated"
+        assert await client.refusal("auth", token=token("43")) == "conflict"
+        assert (await client.ask("publish", room="closed:1", event="e", data=1))["op"] == "ok"
+        renewed = await client.ask("auth", token=token("42", ttl=7200, rooms=READER))
+        assert renewed["user"] == "42"
+        assert renewed["expires"] > time.time() + 7000
+        assert set(renewed["rooms"]) == {"user:42"}
+        jump(600)  # the first token would have ended by now
+        assert (await client.ask("publish", room="closed:1", event="e", data=1))["op"] == "ok"
 
 
 async def test_a_renewal_that_allows_less_takes_rooms_away() -> None:
@@ -99,9 +103,9 @@ async def test_a_renewal_that_allows_less_takes_rooms_away() -> None:
             assert await client.refusal("publish", room="closed:2", event="e", data=1) == "forbidden"
             assert (await client.ask("publish", room="closed:1", event="e", data=1))["op"] == "ok"
             assert (await client.event())["room"] == "closed:1"
-            room = broker.hub.rooms["closed:1"]
-            assert room.members == 1
-            assert not room.watchers, "presence may not be seen any more either"
+            left_over = broker.hub.rooms["closed:1"]
+            assert left_over.members == 1
+            assert not left_over.watchers, "presence may not be seen any more either"
 
 
 async def test_others_are_told_who_an_anonymous_session_turned_out_to_be() -> None:
@@ -115,22 +119,26 @@ async def test_others_are_told_who_an_anonymous_session_turned_out_to_be() -> No
 
 
 async def test_an_expired_token_ends_the_session() -> None:
-    async with running(CLOSED) as broker:
-        async with connected(broker.client_port, token=token("42", ttl=60)) as client:
-            jump(60 + CONFIG.auth.leeway + 2)
-            bye, code = await client.ended_with()
-            assert code == 4501
-            assert bye is not None
-            assert bye["retry_after"] == 0.0
+    async with (
+        running(CLOSED) as broker,
+        connected(broker.client_port, token=token("42", ttl=60)) as client,
+    ):
+        jump(60 + CONFIG.auth.leeway + 2)
+        bye, code = await client.ended_with()
+        assert code == 4501
+        assert bye is not None
+        assert bye["retry_after"] == 0.0
 
 
 async def test_a_renewal_may_shorten_the_session() -> None:
     """Found by reading: deadlines that came nearer were not looked at before the old ones."""
-    async with running(config(auth={"anonymous": False}, server={"ping_interval": 3600.0})) as broker:
-        async with connected(broker.client_port, token=token("42", ttl=3000)) as client:
-            await client.ask("auth", token=token("42", ttl=60))
-            jump(60 + CONFIG.auth.leeway + 2)
-            assert (await client.ended_with())[1] == 4501
+    async with (
+        running(config(auth={"anonymous": False}, server={"ping_interval": 3600.0})) as broker,
+        connected(broker.client_port, token=token("42", ttl=3000)) as client,
+    ):
+        await client.ask("auth", token=token("42", ttl=60))
+        jump(60 + CONFIG.auth.leeway + 2)
+        assert (await client.ended_with())[1] == 4501
 
 
 async def test_who_never_authenticates_is_ended() -> None:

@@ -131,8 +131,8 @@ class CatchUp:
         events = [event for event in page.events if self._cursor < event.offset <= position.offset]
         if events and events[0].offset != self._cursor + 1:
             return self._lose("trimmed")
-        if not events and self._cursor < position.offset:
-            return self._lose("trimmed")
+        if not events and self._cursor < min(position.offset, page.top.offset):
+            return self._lose("trimmed")  # where the page is merely older than the position, read again
         for piece in cut(events):
             frame = self._frame(piece)
             if frame is not None:

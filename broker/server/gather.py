@@ -19,8 +19,8 @@ from typing import Final
 
 GATHER: Final = 0.001
 """Seconds between two passes; also the resolution of Trio's timers."""
-WORTH: Final = 4.0
-"""Ready sockets for each ``GATHER`` from which on it is worth it: 4,000 a second."""
+WORTH: Final = 1.5
+"""Ready sockets for each ``GATHER`` from which on it is worth it: 1,500 a second."""
 WINDOW: Final = 0.02
 """Seconds over which the rate is measured."""
 FIRST_HOLD: Final = 0.5

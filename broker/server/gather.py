@@ -9,8 +9,9 @@ ready at the end of a ``GATHER``, the pump sleeps that long between two passes.
 Below that rate nothing ever waits.
 
 Clients that send their next message only after an answer (a closed loop) slow
-down when they are made to wait, and then nothing gathers: a trial that ends like
-that is not repeated for a while, twice as long each time.
+down when they are made to wait. Where the rate falls below ``KEPT`` of what it
+was without gathering, it ends, and is not tried again for a while, twice as
+long each time.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ GATHER: Final = 0.001
 """Seconds between two passes; also the resolution of Trio's timers."""
 WORTH: Final = 1.5
 """Ready sockets for each ``GATHER`` from which on it is worth it: 1,500 a second."""
+KEPT: Final = 0.6
+"""Share of its rate that traffic keeps which does not wait for us, with room for chance."""
 WINDOW: Final = 0.02
 """Seconds over which the rate is measured."""
 FIRST_HOLD: Final = 0.5
@@ -30,12 +33,13 @@ LONGEST_HOLD: Final = 30.0
 class Gathering:
     """Decides from the rate of ready sockets. ``active`` says what to do now."""
 
-    __slots__ = ("_hold", "_hold_until", "_ready", "_since", "active")
+    __slots__ = ("_before", "_hold", "_hold_until", "_ready", "_since", "active")
 
     def __init__(self, now: float) -> None:
         self.active = False
         self._ready = 0
         self._since = now
+        self._before = 0.0
         self._hold = FIRST_HOLD
         self._hold_until = now
 
@@ -45,12 +49,16 @@ class Gathering:
         elapsed = now - self._since
         if elapsed < WINDOW:
             return
-        worth = self._ready * GATHER >= WORTH * elapsed
-        if self.active and not worth:
+        rate = self._ready / elapsed
+        worth = rate * GATHER >= WORTH
+        if not self.active:
+            self.active = worth and now >= self._hold_until
+            self._before = rate
+        elif worth and rate >= KEPT * self._before:
+            self._hold = FIRST_HOLD
+        else:
+            self.active = False
             self._hold_until = now + self._hold
             self._hold = min(self._hold * 2, LONGEST_HOLD)
-        elif self.active:
-            self._hold = FIRST_HOLD
-        self.active = worth and now >= self._hold_until
         self._ready = 0
         self._since = now

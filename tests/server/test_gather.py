@@ -63,6 +63,14 @@ def test_success_forgets_failures() -> None:
     assert gathering.active
 
 
+def test_clients_that_wait_for_answers_are_left_alone() -> None:
+    gathering = Gathering(0.0)
+    gathering.note(10 * BUSY, STEP)
+    assert gathering.active
+    gathering.note(2 * BUSY, 2 * STEP)  # still many, but they came faster when nothing made them wait
+    assert not gathering.active
+
+
 @given(st.lists(st.tuples(st.integers(0, 256), st.floats(0.0, 0.1)), max_size=200))
 def test_active_only_after_a_window_above_the_rate(passes: list[tuple[int, float]]) -> None:
     gathering = Gathering(0.0)

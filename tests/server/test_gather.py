@@ -56,7 +56,7 @@ def test_success_forgets_failures() -> None:
     now = 2 * STEP + FIRST_HOLD
     gathering.note(2 * round(BUSY * FIRST_HOLD / STEP), now)
     assert gathering.active
-    gathering.note(BUSY, now + STEP)
+    gathering.note(2 * BUSY, now + STEP)
     gathering.note(0, now + 2 * STEP)
     after = now + 2 * STEP + FIRST_HOLD
     gathering.note(2 * round(BUSY * FIRST_HOLD / STEP), after)

@@ -27,7 +27,7 @@ from math import inf
 import structlog
 
 from broker.hub.rooms import Group, Member, Room, Sendable, Sink, Snapshot, Verdict
-from broker.protocol.codec import Encoder
+from broker.protocol.codec import Codec, Encoder
 from broker.protocol.events import Event
 from broker.protocol.messages import batch
 
@@ -341,12 +341,18 @@ class FanOut:
 
     def _encode(self, group: Group, events: list[Event], members: Iterable[Member]) -> bytes | None:
         """The frame for ``members``, who are told when there is none."""
-        try:
-            return self._encoder.encode(group.codec, batch([event.wire for event in events]))
-        except Exception:  # one bad batch must not stop the fan-out; it is counted and told
-            self.encodings_failed += 1
+        frame = self.encode(group.codec, events)
+        if frame is None:
             for member in members:
                 self._refused(member, events, Verdict.SPOILED)
+        return frame
+
+    def encode(self, codec: Codec, events: list[Event]) -> bytes | None:
+        """One frame with ``events``; ``None`` if it cannot be made, which the caller must tell as lost."""
+        try:
+            return self._encoder.encode(codec, batch([event.wire for event in events]))
+        except Exception:  # one bad batch must not stop the fan-out
+            self.encodings_failed += 1
             return None
 
 

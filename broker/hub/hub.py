@@ -15,11 +15,11 @@ from broker.engine.base import Done, Engine, Retention, Seen
 from broker.errors import BrokerError, CloseCode, ErrorCode
 from broker.hub import presence
 from broker.hub.fanout import FanOut
-from broker.hub.rooms import ALL_ROOM, USER_PREFIX, Member, MemberState, Room, Sink, Verdict
+from broker.hub.rooms import ALL_ROOM, USER_PREFIX, Held, Member, MemberState, Room, Sink, Verdict
 from broker.protocol.codec import Encoder
 from broker.protocol.events import Event, Position
 from broker.protocol.filters import Filter
-from broker.protocol.messages import batch, encode_op
+from broker.protocol.messages import encode_op
 
 LINGER = 5.0
 """Seconds an empty room is kept: a reload or a short reconnect finds it warm."""
@@ -57,7 +57,7 @@ class Hub:
         self._idle: dict[Room, None] = {}
         self.published = 0
         self.dropped = 0
-        """Events that a session missed because it read too slowly (policy ``drop``)."""
+        """Events that sessions missed and were told of by ``lost``."""
         self.superseded = 0
         """Events replaced by a newer one of their slot before they were sent (policy ``latest``)."""
         self.lost_told = 0
@@ -84,6 +84,8 @@ class Hub:
         options = self._config.options(name)
         if not options.history:
             return self.obtain(name, None)
+        if options.last_value:
+            return None  # its slots must be read first
         position = self._engine.position(name)
         return self.obtain(name, position) if position is not None else None
 
@@ -117,8 +119,10 @@ class Hub:
     def join(self, sink: Sink, room: Room, filter_: Filter | None = None, *, watches: bool = False) -> Member:
         """Make ``sink`` a member that is not live yet; call :meth:`go_live` or drive a ``CatchUp``.
 
-        Replaces an earlier membership and keeps its presence.
+        Replaces an earlier membership and keeps its presence. What was
+        published until now still goes to the earlier one.
         """
+        self.fanout.settle(room)
         old = sink.memberships.get(room.name)
         member = Member(sink, room, filter_, watches, self._wall())
         if old is not None:
@@ -139,10 +143,24 @@ class Hub:
 
     def go_live(self, member: Member) -> None:
         """From now on the member gets every event; what is pending goes to the others first."""
+        self.fanout.settle(member.room)
+        member.room.make_live(member)
+
+    def go_live_later(self, member: Member) -> None:
+        """The member has more than the hub was given: it goes live when that has been delivered."""
         room = member.room
-        if room.pending:
-            self.fanout.flush()
-        room.make_live(member)
+        if room.ahead is None:
+            room.ahead = {}
+        room.ahead[member] = None
+
+    def _overtake(self, room: Room) -> None:
+        ahead, room.ahead = room.ahead or {}, None
+        for member in ahead:
+            assert member.reached is not None
+            if member.reached.offset <= self.top(room).offset:
+                self.go_live(member)
+            else:
+                self.go_live_later(member)
 
     def send_slots(self, member: Member, up_to: int | None = None) -> None:
         """Send the newest event of every slot (up to an offset), as far as the filter lets them pass."""
@@ -156,8 +174,10 @@ class Hub:
                 member.sink.post(event.wire)
 
     def leave(self, member: Member) -> None:
-        """End a membership."""
+        """End a membership. One that has ended already is left alone."""
         room = member.room
+        if member.sink.memberships.get(room.name) is not member:
+            return
         room.exit(member)
         self.fanout.hid_members.pop(member, None)
         if presence.has_presence(room):
@@ -179,9 +199,10 @@ class Hub:
     def regroup(self, sink: Sink) -> None:
         """Encode for ``sink`` anew: its codec for some rooms has changed."""
         for member in sink.memberships.values():
-            if member.status is MemberState.LIVE:
-                if member.room.pending:
-                    self.fanout.flush()
+            self.fanout.settle(member.room)  # which may find that it is too slow
+            if member.group is not None:
+                if member.group in self.fanout.hid_groups:
+                    self.fanout.hid_members[member] = None
                 member.room.set_apart(member, MemberState.CATCHING_UP)
                 member.room.make_live(member)
 
@@ -207,6 +228,8 @@ class Hub:
                 return  # nobody is here, and nobody will ask
             room = self.obtain(event.room, None)
         self._accept(room, event)
+        if room.slots is not None:
+            room.idle_since = self._monotonic()  # what was said last is remembered from now on
 
     def deliver(self, events: Sequence[Event]) -> None:
         """Take stored events from the engine, in order per room."""
@@ -215,11 +238,16 @@ class Hub:
             if room is None or event.position is None or room.position is None:
                 continue
             if event.position.epoch != room.position.epoch:
-                self._change_epoch(room, event.position)
+                self._break(room, "epoch")
+                room.slots = None
             elif event.position.offset <= room.position.offset:
                 continue  # known already from when the room was opened
+            elif event.position.offset > room.position.offset + 1:
+                self._break(room, "gap")
             room.position = event.position
             self._accept(room, event)
+            if room.ahead:
+                self._overtake(room)
 
     def _accept(self, room: Room, event: Event) -> None:
         if event.slot is not None and room.options.last_value:
@@ -231,16 +259,18 @@ class Hub:
         else:
             room.sent += 1
 
-    def _change_epoch(self, room: Room, position: Position) -> None:
-        """The stream was replaced; who followed the old one must be told."""
-        self.fanout.flush()
-        room.slots = None
+    def _break(self, room: Room, reason: str) -> None:
+        """The stream goes on elsewhere; who followed it must be told. Who catches up will notice."""
+        self.fanout.settle(room)
         for member in list(room.everybody()):
             if member.status is MemberState.LIVE:
-                member.offset = self.top(room).offset
-                room.set_apart(member, MemberState.SUSPENDED)
-                self.tell_lost(member, "epoch")
-        room.position = Position(position.epoch, position.offset - 1)
+                if member.held is None:
+                    member.reached = room.position
+                self._suspend(member, reason)
+                self.tell_lost(member, reason)
+            elif member.status is MemberState.SUSPENDED or (room.ahead and member in room.ahead):
+                self.tell_lost(member, reason)
+        room.ahead = None
 
     # -- slow members -----------------------------------------------------------
 
@@ -254,37 +284,43 @@ class Hub:
         elif verdict == Verdict.FULL and policy == "latest":
             self._hold(member, events)
         else:
-            member.offset = events[0].offset - 1
-            member.missed_from = member.room.sent - len(events)
-            member.room.set_apart(member, MemberState.SUSPENDED)
+            if member.held is None:
+                _mark_hole(member, events)
+            self._suspend(member, "slow" if verdict == Verdict.FULL else "gap")
             member.sink.on_drained()
 
+    def _suspend(self, member: Member, reason: str) -> None:
+        """It gets nothing more until it is told that something is missing: not what is held, either."""
+        member.held = None
+        member.reason = reason
+        member.room.set_apart(member, MemberState.SUSPENDED)
+
     def _hold(self, member: Member, events: list[Event]) -> None:
-        if member.held is None:
-            member.held = {}
+        held = member.held
+        if held is None:
+            held = member.held = Held()
+            _mark_hole(member, events)
         for event in events:
-            if member.filter is not None and not member.filter(event.tags):
-                continue
-            if member.held.pop(event.slot, None) is not None:
-                self.superseded += 1
-            member.held[event.slot] = event
+            self.superseded += held.put(event)
+        if held.size > self._config.limits.outbox_bytes:
+            self._suspend(member, "slow")  # too many slots: a slow session costs its outbox, and no more
         member.sink.on_drained()
 
     def resume(self, sink: Sink) -> None:
         """The backlog of ``sink`` is gone: tell it what it missed, and go on."""
         for member in list(sink.memberships.values()):
             if member.held is not None:
-                self._release_held(member)
+                self._release_held(member, member.held.events())
             if member.status is MemberState.SUSPENDED:
-                self.tell_lost(member, "slow")
+                self.tell_lost(member, member.reason)
 
-    def _release_held(self, member: Member) -> None:
-        events, member.held = list((member.held or {}).values()), None
-        if not events:
-            return
+    def _release_held(self, member: Member, events: list[Event]) -> None:
+        member.held = None
         room = member.room
-        frame = self.encoder.encode(member.sink.codec_for(room.name), batch([e.wire for e in events]))
-        if member.sink.write(frame) == Verdict.FULL:
+        frame = self.fanout.encode(member.sink.codec_for(room.name), events)
+        if frame is None:
+            self._suspend(member, "gap")
+        elif member.sink.write(frame) == Verdict.FULL:
             self._hold(member, events)
         elif room.has_history:
             self.fanout.hid_members[member] = None
@@ -292,19 +328,22 @@ class Hub:
     def tell_lost(self, member: Member, reason: str) -> None:
         """Say that events are missing. With history nothing more comes until the next join."""
         room = member.room
+        if member.sink.memberships.get(room.name) is not member:
+            return
         fields: dict[str, Any] = {"room": room.name, "reason": reason}
         if room.position is not None:
             member.status = MemberState.LOST
-            fields |= {"epoch": room.position.epoch, "offset": member.offset}
-            missed = room.position.offset - member.offset
-            known = reason == "slow" and member.filter is None
+            reached = member.reached or room.position
+            fields |= reached._asdict()
+            same = reached.epoch == room.position.epoch
+            missed = max(room.position.offset - reached.offset, 0) if same else 0
         else:
-            if room.pending:
-                self.fanout.flush()
+            if member.sink.posts_wait:
+                self.fanout.flush()  # else what comes next would overtake this
+            self.fanout.settle(room)
             missed = room.sent - member.missed_from
-            known = member.filter is None
             room.make_live(member)
-        if known:
+        if missed and member.filter is None:
             fields["count"] = missed
         self.dropped += missed
         self.lost_told += 1
@@ -421,6 +460,13 @@ class Hub:
             "raw_bytes": self.encoder.raw_bytes,
             "encoded_bytes": self.encoder.encoded_bytes,
         }
+
+
+def _mark_hole(member: Member, events: list[Event]) -> None:
+    """``events`` do not reach the member; all before them did."""
+    first = events[0].position
+    member.reached = first._replace(offset=first.offset - 1) if first is not None else None
+    member.missed_from = member.room.sent - len(events)
 
 
 def _ignore(outcome: Position | BrokerError) -> None:

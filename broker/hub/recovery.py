@@ -9,6 +9,11 @@ are flushed to the others and the member enters its group, all in one
 synchronous step, so that nothing can fall between, and nothing comes twice. No
 buffer of live events is needed, because the store has them all.
 
+A page may know more than the hub was given; the rest of it will come live. It
+may know less, if it was read before the newest events; then the next one is
+read. And the client may know more than the hub, if it was told by another node:
+then it goes live when the hub has got there.
+
 The caller drives it::
 
     while (query := catch_up.query()) is not None:
@@ -28,8 +33,8 @@ from typing import TYPE_CHECKING
 from broker.engine.base import HistoryPage, HistoryQuery
 from broker.hub.fanout import cut
 from broker.hub.rooms import Member, MemberState
+from broker.protocol.codec import Codec
 from broker.protocol.events import Event, Position
-from broker.protocol.messages import batch
 
 if TYPE_CHECKING:
     from broker.hub.hub import Hub
@@ -61,6 +66,8 @@ class CatchUp:
         self._answer = answer
         self._epoch = ""
         self._cursor = 0
+        self._asked_at = 0
+        self._hid = False
         self.answered = False
         """The reply is on its way; what goes wrong from now on is told as ``lost``."""
         self._step = _Step.SINCE if since is not None else _Step.TAIL if tail else _Step.DONE
@@ -78,6 +85,7 @@ class CatchUp:
         """What to read next; ``None`` when the member is live, lost, or gone."""
         if self.cancelled or self._step is _Step.DONE:
             return None
+        self._asked_at = self._hub.top(self._member.room).offset
         if self._step is _Step.SINCE:
             return HistoryQuery(limit=PAGE, since=self._since)
         if self._step is _Step.TAIL:
@@ -92,18 +100,11 @@ class CatchUp:
         if self.cancelled:
             return
         position = self._hub.top(self._member.room)
-        if self._step is _Step.SINCE:
-            assert self._since is not None
-            if page.recovered and self._since.epoch == position.epoch:
-                self._begin(Position(position.epoch, self._since.offset), recovered=True)
-            else:
-                self._step = _Step.TAIL if self._tail else _Step.DONE
-                if self._step is _Step.DONE:
-                    self._begin(position, recovered=False)
-                    self._go_live()
-                return
-        elif self._step is _Step.TAIL:
-            first = page.events[0].offset - 1 if page.events else position.offset
+        if self._step is _Step.SINCE and not self._take_since(page, position):
+            return
+        if self._step is _Step.TAIL:
+            known = page.events and page.top.epoch == position.epoch
+            first = min(page.events[0].offset - 1, position.offset) if known else position.offset
             self._begin(Position(position.epoch, first), recovered=False)
         yield from self._send(page, position)
 
@@ -113,6 +114,23 @@ class CatchUp:
         self._member.status = MemberState.SUSPENDED
         self._member.sink.on_drained()
 
+    def _take_since(self, page: HistoryPage, position: Position) -> bool:
+        """Begin at the client's position if it can be recovered; false when something else must be read."""
+        since = self._since
+        assert since is not None
+        if since.epoch == position.epoch:
+            if page.recovered:
+                self._begin(since, recovered=True)
+                return True
+            same = page.top.epoch == since.epoch
+            if same and self._asked_at <= page.top.offset < since.offset <= position.offset:
+                return False  # read before the event that the client saw last: read again
+        self._step = _Step.TAIL if self._tail else _Step.DONE
+        if self._step is _Step.DONE:
+            self._begin(position, recovered=False)
+            self._go_live()
+        return False
+
     def _begin(self, start: Position | None, *, recovered: bool) -> None:
         """Answer the join; events after ``start`` follow."""
         self.answered = True
@@ -121,43 +139,60 @@ class CatchUp:
             self._hub.send_slots(self._member, start.offset if start is not None else None)
         if start is not None:
             self._epoch = start.epoch
-            self._cursor = self._member.offset = start.offset
+            self._advance(start.offset)
             self._step = _Step.READ
 
+    def _advance(self, offset: int) -> None:
+        self._cursor = offset
+        self._member.reached = Position(self._epoch, offset)
+
     def _send(self, page: HistoryPage, position: Position) -> Iterator[bytes]:
-        if position.epoch != self._epoch or page.top.epoch != self._epoch:
+        behind = self._cursor < position.offset
+        if position.epoch != self._epoch or (behind and page.top.epoch != self._epoch):
             return self._lose("epoch")
         # What the hub has not been given yet will come live.
         events = [event for event in page.events if self._cursor < event.offset <= position.offset]
-        if events and events[0].offset != self._cursor + 1:
-            return self._lose("trimmed")
-        if not events and self._cursor < min(position.offset, page.top.offset):
-            return self._lose("trimmed")  # where the page is merely older than the position, read again
+        if behind and (not events or events[0].offset != self._cursor + 1):
+            if self._cursor < page.top.offset:
+                return self._lose("trimmed")
+            # A page read before the newest events; but it must know those that had come when we asked.
+            return self._lose("gap") if page.top.offset < self._asked_at else None
         for piece in cut(events):
-            frame = self._frame(piece)
-            if frame is not None:
+            wanted = self._wanted(piece)
+            if wanted:
+                frame = self._hub.fanout.encode(self._codec(), wanted)
+                if frame is None:
+                    return self._lose("gap")
                 yield frame
                 if self.cancelled:
                     return None
-            self._cursor = self._member.offset = piece[-1].offset
+            self._advance(piece[-1].offset)
+            if self._hub.top(self._member.room).epoch != self._epoch:
+                return self._lose("epoch")  # replaced while the frame was written
         if self._cursor >= self._hub.top(self._member.room).offset:
             self._go_live()
         return None
 
-    def _frame(self, events: list[Event]) -> bytes | None:
-        member = self._member
-        wanted = [event for event in events if member.filter is None or member.filter(event.tags)]
-        if not wanted:
-            return None
-        payload = batch([event.wire for event in wanted])
-        return self._hub.encoder.encode(member.sink.codec_for(member.room.name), payload)
+    def _wanted(self, events: list[Event]) -> list[Event]:
+        filter_ = self._member.filter
+        wanted = events if filter_ is None else [event for event in events if filter_(event.tags)]
+        self._hid = self._hid or len(wanted) < len(events)
+        return wanted
+
+    def _codec(self) -> Codec:
+        return self._member.sink.codec_for(self._member.room.name)
 
     def _go_live(self) -> None:
         self._step = _Step.DONE
-        self._hub.go_live(self._member)
+        member = self._member
+        if member.room.position is not None and self._cursor > member.room.position.offset:
+            self._hub.go_live_later(member)
+            return
+        self._hub.go_live(member)
+        if self._hid:
+            self._hub.fanout.hid_members[member] = None
 
     def _lose(self, reason: str) -> None:
         self._step = _Step.DONE
         self._member.status = MemberState.SUSPENDED
-        self._member.offset = self._cursor
         self._hub.tell_lost(self._member, reason)

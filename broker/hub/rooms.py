@@ -58,6 +58,10 @@ class Sink(Protocol):
     def backlogged(self) -> bool:
         """Whether bytes wait for the socket."""
 
+    @property
+    def posts_wait(self) -> bool:
+        """Whether posted messages wait for events, and all that is posted now behind them."""
+
     def codec_for(self, room: str) -> Codec:
         """How frames of ``room`` are encoded for this session."""
 
@@ -100,6 +104,30 @@ class MemberState(IntEnum):
     """Was told ``lost`` in a room with history; gets nothing until it joins again."""
 
 
+class Held:
+    """Policy ``latest``: the newest event of each slot, for a member that has a backlog.
+
+    Events without a slot share one. ``size`` counts the bytes that wait.
+    """
+
+    __slots__ = ("_by_slot", "size")
+
+    def __init__(self) -> None:
+        self._by_slot: dict[str | None, Event] = {}
+        self.size = 0
+
+    def put(self, event: Event) -> bool:
+        """Take an event; true when it took the place of an older one."""
+        older = self._by_slot.pop(event.slot, None)  # popped, so that the order stays that of publishing
+        self._by_slot[event.slot] = event
+        self.size += len(event.wire) - (len(older.wire) if older is not None else 0)
+        return older is not None
+
+    def events(self) -> list[Event]:
+        """What waits, oldest first."""
+        return list(self._by_slot.values())
+
+
 class Member:
     """One session in one room, from one join until the next or the leave.
 
@@ -113,7 +141,8 @@ class Member:
         "held",
         "joined_at",
         "missed_from",
-        "offset",
+        "reached",
+        "reason",
         "room",
         "seen",
         "sink",
@@ -133,12 +162,14 @@ class Member:
         self.group: Group | None = None
         self.state: dict[str, Any] | None = None
         self.seen = 0
-        self.offset = 0
-        """While not live: the last offset this session was sent."""
+        self.reached: Position | None = None
+        """Up to where it was sent everything, in a room with history; kept while it is behind."""
         self.missed_from = 0
         """While suspended: the room's ``sent`` when it fell behind."""
-        self.held: dict[str | None, Event] | None = None
-        """Policy ``latest``: the newest event of each slot, until the backlog is gone."""
+        self.reason = "slow"
+        """While suspended: why, as ``lost`` will say."""
+        self.held: Held | None = None
+        """Policy ``latest``: what waits until the backlog is gone."""
 
     def describe(self) -> dict[str, Any]:
         """The member as clients see it (see ``docs/protocol.md``, presence)."""
@@ -211,6 +242,7 @@ class Room:
     """A room that somebody here is in, or that has something to remember."""
 
     __slots__ = (
+        "ahead",
         "apart",
         "dirty",
         "groups",
@@ -249,6 +281,8 @@ class Room:
         """Members that asked for presence pushes."""
         self.apart: dict[Member, None] = {}
         """Members that stand in no group: catching up, suspended, lost."""
+        self.ahead: dict[Member, None] | None = None
+        """Those of them that have more than the hub was given; live once it has that, too."""
         self.joined: dict[SessionId, Member] | None = None
         self.left: dict[SessionId, dict[str, Any]] | None = None
         self.touched: dict[SessionId, Member] | None = None
@@ -277,6 +311,8 @@ class Room:
         """Let a member go, whatever its status."""
         self.set_apart(member, member.status)
         del self.apart[member]
+        if self.ahead is not None:
+            self.ahead.pop(member, None)
         self.members -= 1
         self.watchers.pop(member, None)
         if member.sink.memberships.get(self.name) is member:

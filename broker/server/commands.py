@@ -105,8 +105,7 @@ def _leave(session: Session, message: messages.Leave) -> Reply:
             ErrorCode.FORBIDDEN, f"room {message.room} belongs to the server", room=message.room
         )
     member = _membership(session, message.room)
-    if member.room.pending:
-        session.context.hub.fanout.flush()  # events from before the leave are still given
+    session.context.hub.fanout.settle(member.room)  # events from before the leave are still given
     session.context.hub.leave(member)
     return None
 

@@ -49,7 +49,7 @@ class Encoder:
 
     def encode(self, codec: Codec, payload: bytes) -> bytes:
         """One whole frame that carries ``payload``."""
-        if codec is JSON:
+        if codec.kind == "json":
             frame = encode_frame(TEXT, payload)
         elif codec.kind == "zstd":
             frame = encode_frame(BINARY, self._compressor(codec, payload).compress(payload))
@@ -78,7 +78,7 @@ class Encoder:
 
     def encode_echo(self, codec: Codec, opcode: int, payload: bytes) -> bytes:
         """A frame that carries ``payload`` back as the kind of message it came in."""
-        return self._deflate(opcode, payload) if codec is DEFLATE else encode_frame(opcode, payload)
+        return self._deflate(opcode, payload) if codec.kind == "deflate" else encode_frame(opcode, payload)
 
     def _deflate(self, opcode: int, payload: bytes) -> bytes:
         # Both sides agreed to no_context_takeover, so each message stands alone

@@ -1,0 +1,185 @@
+"""The snapshot as Prometheus reads it. Nothing is kept here: every scrape reads plain integers.
+
+Names follow the conventions (https://prometheus.io/docs/practices/naming/):
+``broker_`` first, the unit last, ``_total`` for what only grows.
+``docs/admin.md`` lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.registry import Collector
+
+from broker.admin.statistics import Statistics
+from broker.metrics import Histogram, Stages
+
+CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
+"""Our names and labels need nothing newer, and every scraper reads it."""
+
+_HUB: Final = {
+    "published": ("published_events", "Events published on this node"),
+    "deliveries": ("deliveries", "Events handed to sockets, counted for each receiver"),
+    "frames": ("frames_sent", "Frames handed to sockets"),
+    "batches": ("batches", "Batches encoded and sent"),
+    "dropped": ("dropped_events", "Events that sessions missed because they read too slowly"),
+    "superseded": ("superseded_events", "Events replaced by a newer one of their slot before they were sent"),
+    "lost_told": ("lost_messages", "Times a session was told that events are missing"),
+    "encodings_failed": ("encoding_failures", "Batches that could not be encoded"),
+    "raw_bytes": ("raw_bytes", "Bytes of batches before compression"),
+    "encoded_bytes": ("encoded_bytes", "Bytes of batches as they were sent, counted once for all receivers"),
+}
+_TOKENS: Final = {
+    "verified": ("tokens_verified", "Tokens whose signature was checked and found good"),
+    "from_cache": ("tokens_from_cache", "Tokens known from before"),
+    "refused": ("tokens_refused", "Tokens refused"),
+    "key_fetches": ("key_fetches", "Key sets fetched"),
+    "key_fetch_failures": ("key_fetch_failures", "Key sets that could not be fetched"),
+}
+_ENGINE_GAUGES: Final = frozenset(
+    {"rooms_open", "ring_events", "waiting", "largest_batch", "failing", "keys", "reading", "rooms"}
+)
+"""Numbers of an engine that can fall; every other only grows."""
+
+
+class BrokerCollector(Collector):
+    """Metrics of one snapshot."""
+
+    def __init__(self, found: Statistics, stages: Stages) -> None:
+        self._found = found
+        self._stages = stages
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family, in the order of the documentation."""
+        found = self._found
+        yield InfoMetricFamily("broker", "Who this is", {"node": found.node, "version": found.version})
+        yield gauge("ready", "1 while new clients are welcome", found.ready)
+        yield from self._sessions(found.registry)
+        yield gauge("rooms", "Rooms alive on this node", found.hub["rooms"])
+        yield from _counters(_HUB, found.hub)
+        yield from self._wire()
+        yield from _engine(found.engine)
+        yield from _counters(_TOKENS, found.tokens)
+        yield from self._latencies()
+        yield from _admin(found.admin)
+        yield from self._process()
+
+    def _sessions(self, registry: Mapping[str, Any]) -> Iterator[Metric]:
+        yield gauge("connections", "Open sockets, handshakes included", registry["connections"])
+        yield gauge("sessions", "Open sessions", registry["sessions"])
+        yield gauge("users", "Users with at least one session here", registry["users"])
+        yield counter("accepted_connections", "Connections accepted", registry["accepted"])
+        yield counter("opened_sessions", "Sessions begun", registry["opened"])
+        yield labelled("closed_sessions", "Sessions ended, by close code", "code", registry["closes"])
+        yield labelled(
+            "refused_connections", "Connections and handshakes turned away", "reason", registry["refused"]
+        )
+        yield labelled("errors", "Error replies, by code", "code", registry["errors"])
+
+    def _wire(self) -> Iterator[Metric]:
+        traffic, pump = self._found.traffic, self._found.pump
+        yield counter("read_bytes", "Bytes read from clients", traffic.bytes_read)
+        yield gauge("outbox_bytes", "Bytes queued for clients that read slowly", traffic.queued_bytes)
+        yield counter("backlogs", "Times a socket did not take a frame at once", traffic.backlogs)
+        yield counter("outbox_full", "Frames not taken because an outbox was full", traffic.refused)
+        yield counter("pump_passes", "Passes over ready sockets", pump.passes)
+        yield counter("pump_ready_sockets", "Ready sockets handled", pump.ready)
+
+    def _latencies(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(
+            "broker_stage_seconds", "Latency of each stage of a message's journey", labels=["stage"]
+        )
+        for name, histogram in self._stages.items():
+            if name != "loop_lag":
+                family.add_metric([name], buckets(histogram), histogram.total)
+        yield family
+        lag = self._stages.loop_lag
+        yield HistogramMetricFamily(
+            "broker_loop_lag_seconds", "How late the clock's tick came", buckets(lag), lag.total
+        )
+
+    def _process(self) -> Iterator[Metric]:
+        process = self._found.process
+        # The names that every Prometheus client uses, so that common dashboards find them.
+        yield GaugeMetricFamily("process_resident_memory_bytes", "Resident memory size", process.rss_bytes)
+        yield CounterMetricFamily("process_cpu_seconds", "User and system CPU time", process.cpu_seconds)
+        yield GaugeMetricFamily("process_open_fds", "Open file descriptors", process.descriptors)
+        yield GaugeMetricFamily("process_max_fds", "Limit of file descriptors", process.descriptor_limit)
+        yield GaugeMetricFamily(
+            "process_start_time_seconds", "Unix time of the start", self._found.started_at
+        )
+        family = CounterMetricFamily(
+            "python_gc_collections", "Collections of each generation", labels=["generation"]
+        )
+        for generation, count in enumerate(process.gc_collections):
+            family.add_metric([str(generation)], count)
+        yield family
+
+
+def exposition(found: Statistics, stages: Stages) -> bytes:
+    """The text of ``/metrics`` in the format that :data:`CONTENT_TYPE` names."""
+    return generate_latest(BrokerCollector(found, stages))
+
+
+def buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    """Cumulative counts by upper bound, with ``+Inf`` last, as Prometheus wants them."""
+    found: list[tuple[str, float]] = []
+    total = 0
+    for bound, count in zip(histogram.bounds, histogram.counts, strict=False):
+        total += count
+        found.append((repr(bound), total))
+    found.append(("+Inf", total + histogram.counts[-1]))
+    return found
+
+
+def gauge(name: str, text: str, value: float) -> Metric:
+    """A number that rises and falls."""
+    return GaugeMetricFamily(f"broker_{name}", text, float(value))
+
+
+def counter(name: str, text: str, value: float) -> Metric:
+    """A number that only grows; ``_total`` is added to its name."""
+    return CounterMetricFamily(f"broker_{name}", text, value)
+
+
+def labelled(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
+    """One counter for each value of a label."""
+    family = CounterMetricFamily(f"broker_{name}", text, labels=[label])
+    for value, count in values.items():
+        family.add_metric([value], count)
+    return family
+
+
+def _counters(names: Mapping[str, tuple[str, str]], values: Mapping[str, Any]) -> Iterator[Metric]:
+    for key, (name, text) in names.items():
+        yield counter(name, text, values[key])
+
+
+def _engine(values: Mapping[str, Any]) -> Iterator[Metric]:
+    """Each engine counts what it does under names of its own; all of them are told."""
+    for name, value in _numbers(values):
+        if name in _ENGINE_GAUGES:
+            yield gauge(f"engine_{name}", f"Engine: {name.replace('_', ' ')}, now", value)
+        else:
+            yield counter(f"engine_{name}", f"Engine: {name.replace('_', ' ')}, since the start", value)
+
+
+def _admin(values: Mapping[str, Any]) -> Iterator[Metric]:
+    for name, value in _numbers(values):
+        if name == "connections":
+            yield gauge("admin_connections", "Open connections of this port", value)
+        else:
+            yield counter(f"admin_{name}", f"This port: {name.replace('_', ' ')}, since the start", value)
+
+
+def _numbers(values: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
+    return ((name, value) for name, value in values.items() if isinstance(value, (int, float)))

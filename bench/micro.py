@@ -18,6 +18,7 @@ from contextlib import contextmanager
 
 import orjson
 import wsproto.frame_protocol as wsproto_frames
+from wsproto import WSConnection
 from wsproto.connection import Connection, ConnectionType
 
 from broker.config import Limits
@@ -90,19 +91,12 @@ def upgrades() -> Iterator[tuple[str, float]]:
         return handshake.negotiate(parsed, subprotocols_supported=("broker.v1.json",), deflate=True)
 
     def by_wsproto() -> object:
-        connection = wsproto_connection()
+        connection = WSConnection(ConnectionType.SERVER)
         connection.receive_data(request)
         return list(connection.events())
 
     yield "ours, with the answer", best(ours, 5_000)
     yield "wsproto, without the answer", best(by_wsproto, 2_000)
-
-
-def wsproto_connection() -> object:
-    """A server's connection with its handshake still to come."""
-    from wsproto import WSConnection  # noqa: PLC0415 - only needed here
-
-    return WSConnection(ConnectionType.SERVER)
 
 
 class Plain:

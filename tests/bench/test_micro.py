@@ -8,7 +8,9 @@ from bench import micro
 
 
 @pytest.mark.parametrize("name", ["decode", "encode", "frames", "handshake"])
-def test_each_compares(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_compares(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(micro, "best", lambda function, _number=1: float(function() is None))
     assert micro.main([name]) == 0
     assert capsys.readouterr().out.startswith(f"{name}: ")

@@ -3,11 +3,12 @@
 Theory. Nearly every frame a client sends is whole, unfragmented, masked, with
 no reserved bit: the *fast lane* takes those apart with a handful of slices
 (0.9 µs for 150 B where wsproto takes 7.5, ``python -m bench.micro frames``).
-Everything else goes to the *slow lane*, which is wsproto, the authority on what is legal: fragments, frames cut
-by the network, close frames, compressed frames, and every violation. wsproto's
-object is built when first needed and dropped at the next message boundary, so
-an idle connection holds none; that loses nothing, because permessage-deflate is
-only ever agreed with both ``no_context_takeover`` parameters.
+Everything else goes to the *slow lane*, which is wsproto, the authority on what
+is legal: fragments, frames cut by the network, close frames, compressed frames,
+and every violation. wsproto's object is built when first needed and dropped at
+the next message boundary, so an idle connection holds none; that loses nothing,
+because permessage-deflate is only ever agreed with both
+``no_context_takeover`` parameters.
 
 What wsproto does not do is bound anything. A small tracker therefore walks the
 frame headers beside it and refuses a declared length or a number of fragments

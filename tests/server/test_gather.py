@@ -22,14 +22,12 @@ def test_few_ready_sockets_never_wait() -> None:
 
 def test_many_ready_sockets_gather_until_they_become_few() -> None:
     gathering = Gathering(0.0)
-    gathering.note(BUSY - 2, WINDOW / 2)
-    assert not gathering.active  # half a window proves nothing
-    gathering.note(1, STEP)
-    assert gathering.active
-    gathering.note(BUSY, 2 * STEP)
-    assert gathering.active
-    gathering.note(0, 3 * STEP)
-    assert not gathering.active
+    said = []
+    for ready, now in ((BUSY - 2, STEP / 2), (3, STEP), (BUSY, 2 * STEP), (0, 3 * STEP)):
+        gathering.note(ready, now)
+        said.append(gathering.active)
+    # Half a window proves nothing; then they gather, until they become few.
+    assert said == [False, True, True, False]
 
 
 def test_a_trial_that_failed_is_repeated_later_each_time() -> None:

@@ -19,8 +19,8 @@ import trio
 
 from broker.errors import BrokerError, ErrorCode
 
-SLICE: Final = 2000
-"""Things looked at between two checkpoints: about a millisecond."""
+SLICE: Final = 1000
+"""Things looked at between two checkpoints: 0.7 ms for pages of 100, 2 ms for the largest."""
 
 T = TypeVar("T")
 K = TypeVar("K", bound=tuple[Any, ...])

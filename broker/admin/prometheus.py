@@ -26,7 +26,7 @@ from broker.metrics import Histogram, Stages
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 """Our names and labels need nothing newer, and every scraper reads it."""
 
-_HUB: Final = {
+HUB: Final = {
     "published": ("published_events", "Events published on this node"),
     "deliveries": ("deliveries", "Events handed to sockets, counted for each receiver"),
     "frames": ("frames_sent", "Frames handed to sockets"),
@@ -35,17 +35,18 @@ _HUB: Final = {
     "superseded": ("superseded_events", "Events replaced by a newer one of their slot before they were sent"),
     "lost_told": ("lost_messages", "Times a session was told that events are missing"),
     "encodings_failed": ("encoding_failures", "Batches that could not be encoded"),
+    "fanout_faults": ("fanout_faults", "Faults of ours while events were sent"),
     "raw_bytes": ("raw_bytes", "Bytes of batches before compression"),
     "encoded_bytes": ("encoded_bytes", "Bytes of batches as they were sent, counted once for all receivers"),
 }
-_TOKENS: Final = {
+TOKENS: Final = {
     "verified": ("tokens_verified", "Tokens whose signature was checked and found good"),
     "from_cache": ("tokens_from_cache", "Tokens known from before"),
     "refused": ("tokens_refused", "Tokens refused"),
     "key_fetches": ("key_fetches", "Key sets fetched"),
     "key_fetch_failures": ("key_fetch_failures", "Key sets that could not be fetched"),
 }
-_ENGINE_GAUGES: Final = frozenset(
+ENGINE_GAUGES: Final = frozenset(
     {"rooms_open", "ring_events", "waiting", "largest_batch", "failing", "keys", "reading", "rooms"}
 )
 """Numbers of an engine that can fall; every other only grows."""
@@ -65,10 +66,10 @@ class BrokerCollector(Collector):
         yield gauge("ready", "1 while new clients are welcome", found.ready)
         yield from self._sessions(found.registry)
         yield gauge("rooms", "Rooms alive on this node", found.hub["rooms"])
-        yield from _counters(_HUB, found.hub)
+        yield from _counters(HUB, found.hub)
         yield from self._wire()
         yield from _engine(found.engine)
-        yield from _counters(_TOKENS, found.tokens)
+        yield from _counters(TOKENS, found.tokens)
         yield from self._latencies()
         yield from _admin(found.admin)
         yield from self._process()
@@ -77,6 +78,7 @@ class BrokerCollector(Collector):
         yield gauge("connections", "Open sockets, handshakes included", registry["connections"])
         yield gauge("sessions", "Open sessions", registry["sessions"])
         yield gauge("users", "Users with at least one session here", registry["users"])
+        yield gauge("unauthenticated", "Connections without an identity", registry["strangers"])
         yield counter("accepted_connections", "Connections accepted", registry["accepted"])
         yield counter("opened_sessions", "Sessions begun", registry["opened"])
         yield labelled("closed_sessions", "Sessions ended, by close code", "code", registry["closes"])
@@ -167,7 +169,7 @@ def _counters(names: Mapping[str, tuple[str, str]], values: Mapping[str, Any]) -
 def _engine(values: Mapping[str, Any]) -> Iterator[Metric]:
     """Each engine counts what it does under names of its own; all of them are told."""
     for name, value in _numbers(values):
-        if name in _ENGINE_GAUGES:
+        if name in ENGINE_GAUGES:
             yield gauge(f"engine_{name}", f"Engine: {name.replace('_', ' ')}, now", value)
         else:
             yield counter(f"engine_{name}", f"Engine: {name.replace('_', ' ')}, since the start", value)

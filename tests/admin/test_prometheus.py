@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from broker.admin.prometheus import buckets
+from broker.admin.prometheus import HUB, TOKENS, buckets
 from broker.metrics import Histogram
 from tests.admin.harness import running
 
@@ -20,6 +20,7 @@ async def test_every_metric_parses_and_follows_the_conventions() -> None:
             assert await other.close_code() == 4403
         while 4403 not in node.broker.context.registry.closes:
             await trio.lowlevel.checkpoint()
+        stats = (await http.get("/api/stats")).json()
         answer = await http.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     families = {family.name: family for family in text_string_to_metric_families(answer.text)}
@@ -33,6 +34,8 @@ async def test_every_metric_parses_and_follows_the_conventions() -> None:
         assert family.name.startswith(("broker_", "process_", "python_"))
         for sample in family.samples:
             assert sample.name.endswith("_total") == (family.type == "counter"), sample.name
+    unnamed = set(stats["hub"]) - {"rooms"} - set(HUB) | set(stats["tokens"]) - {"identities"} - set(TOKENS)
+    assert not unnamed, "counted, but not exported"
     assert values["broker_sessions",] == 1
     assert values["broker_ready",] == 1
     assert values["broker_opened_sessions_total",] == 2

@@ -1,0 +1,42 @@
+"""What docs/admin.md lists is what there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from broker.admin.api import OPERATIONS
+from broker.admin.faults import STATUS
+from tests.admin.harness import running
+
+TEXT = (Path(__file__).parents[2] / "docs" / "admin.md").read_text()
+
+
+def test_every_endpoint_is_described_and_no_other() -> None:
+    described = set(re.findall(r"^\| `(GET|POST) (\S+)` \|", TEXT, re.MULTILINE))
+    assert described == {(operation.method, operation.path) for operation in OPERATIONS}
+
+
+def test_the_table_of_errors_is_the_map() -> None:
+    rows = re.findall(r"^\| (\d{3}) \| (.+?) \|", TEXT, re.MULTILINE)
+    told = {(code, int(status)) for status, codes in rows for code in re.findall(r"`(\w+)`", codes)}
+    assert told == {(str(code), status) for code, status in STATUS.items()} | {("bad_message", 415)}
+
+
+async def test_every_metric_is_listed_and_no_other() -> None:
+    async with running() as node, node.http() as http:
+        families = list(text_string_to_metric_families((await http.get("/metrics")).text))
+    exported = {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in families
+        if not family.name.startswith("broker_engine_")
+    }
+    table = TEXT[TEXT.index("## Metrics") :]
+    listed = set(re.findall(r"`((?:broker|process|python)_\w+)(?:\{\w+\})?`", table))
+    engine = {name for name in listed if name.startswith("broker_engine_")}
+    assert listed - engine == exported
+    assert engine <= {family.name + ("_total" if family.type == "counter" else "") for family in families} | {
+        "broker_engine_"
+    }

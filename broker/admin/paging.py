@@ -20,7 +20,7 @@ import trio
 from broker.errors import BrokerError, ErrorCode
 
 SLICE: Final = 1000
-"""Things looked at between two checkpoints: 0.7 ms for pages of 100, 2 ms for the largest."""
+"""Things looked at between two checkpoints: 0.6 ms of CPU for pages of 100, 2.6 ms for the largest."""
 
 T = TypeVar("T")
 K = TypeVar("K", bound=tuple[Any, ...])

@@ -133,7 +133,8 @@ async def check_nothing_is_left(broker: Broker, tasks: int) -> None:
     hub.sweep_idle()
     remembering = {room.name for room in hub.rooms.values() if room.slots and not room.has_history}
     assert set(hub.rooms) == remembering
-    await until(lambda: living_tasks() == tasks)
+    if broker.ready:  # a test may have stopped it
+        await until(lambda: living_tasks() == tasks)
 
 
 def living_tasks() -> int:

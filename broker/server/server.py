@@ -53,6 +53,8 @@ LINGER_BYTES: Final = 64 * 1024
 DRAIN_CHUNK: Final = 200
 OUT_OF_RESOURCES_PAUSE: Final = 0.5
 """Seconds without accepting after EMFILE: the queue stays readable, so without a pause we would spin."""
+OUT_OF_RESOURCES_SILENCE: Final = 60.0
+"""Seconds after one such failure in which others are not logged: they come and go for as long as it lasts."""
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
@@ -96,7 +98,8 @@ class Server:
         bucket = None
         if limits.accepts:
             bucket = Bucket(limits.accepts, limits.accept_burst, self._context.monotonic())
-        allowed = exhausted = False
+        allowed = False
+        silent_until = 0.0
         while True:
             await trio.lowlevel.wait_readable(listener)
             for _ in range(ACCEPTS):
@@ -113,13 +116,14 @@ class Server:
                 except OSError as error:
                     if error.errno in _OUT_OF_RESOURCES:
                         self._context.registry.refuse("descriptors")
-                        if not exhausted:
+                        now = self._context.monotonic()
+                        if now >= silent_until:
                             log.warning("cannot accept: out of descriptors or memory", error=str(error))
-                        exhausted = True
+                        silent_until = now + OUT_OF_RESOURCES_SILENCE
                         await trio.sleep(OUT_OF_RESOURCES_PAUSE)
                         break
                     continue  # the client gave up before we came (ECONNABORTED and its kind)
-                allowed = exhausted = False
+                allowed = False
                 self._take_in(sock, str(address[0]))
             await trio.lowlevel.checkpoint()
 

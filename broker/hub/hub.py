@@ -260,7 +260,10 @@ class Hub:
             room.sent += 1
 
     def _break(self, room: Room, reason: str) -> None:
-        """The stream goes on elsewhere; who followed it must be told. Who catches up will notice."""
+        """The stream goes on elsewhere; who followed it must be told.
+
+        Who catches up will notice, who is suspended will be told what it reached.
+        """
         self.fanout.settle(room)
         for member in list(room.everybody()):
             if member.status is MemberState.LIVE:
@@ -268,7 +271,7 @@ class Hub:
                     member.reached = room.position
                 self._suspend(member, reason)
                 self.tell_lost(member, reason)
-            elif member.status is MemberState.SUSPENDED or (room.ahead and member in room.ahead):
+            elif room.ahead and member in room.ahead:
                 self.tell_lost(member, reason)
         room.ahead = None
 

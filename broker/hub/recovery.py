@@ -103,9 +103,12 @@ class CatchUp:
         if self._step is _Step.SINCE and not self._take_since(page, position):
             return
         if self._step is _Step.TAIL:
-            known = page.events and page.top.epoch == position.epoch
-            first = min(page.events[0].offset - 1, position.offset) if known else position.offset
-            self._begin(Position(position.epoch, first), recovered=False)
+            start = position
+            if page.events and page.top.epoch == position.epoch:
+                # More may have come since the page was read, or the hub be behind it.
+                first = max(page.events[0].offset - 1, position.offset - self._tail)
+                start = Position(position.epoch, min(first, position.offset))
+            self._begin(start, recovered=False)
         yield from self._send(page, position)
 
     def give_up(self) -> None:

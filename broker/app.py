@@ -31,8 +31,9 @@ from broker.errors import ConfigurationError
 from broker.hub.hub import Hub
 from broker.metrics import Stages
 from broker.protocol.codec import Encoder
-from broker.protocol.dictionaries import Dictionaries, SampleRecorder
+from broker.protocol.dictionaries import Dictionaries
 from broker.protocol.inflate import ZstdReader
+from broker.protocol.samples import SampleRecorder
 from broker.server.calls import built_in
 from broker.server.connection import Traffic
 from broker.server.context import Context

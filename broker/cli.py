@@ -233,7 +233,8 @@ def train_dict(*, config: Path | None, set_: tuple[str, ...], room: str, size: i
     settings = configuration(config, set_, options)
     if settings.store.data is None:
         raise click.UsageError("store.data is not set, so nothing was recorded; give --data or --config")
-    from broker.protocol.dictionaries import TrainingError, load_samples, train  # noqa: PLC0415 - as above
+    from broker.protocol.samples import load_samples  # noqa: PLC0415 - as above
+    from broker.protocol.training import TrainingError, train  # noqa: PLC0415 - as above
 
     try:
         recorded = load_samples(settings.store.data, room)

@@ -8,8 +8,8 @@ from typing import Final
 import structlog
 import trio
 
-from broker.protocol.dictionaries import SampleRecorder
 from broker.protocol.messages import encode_op
+from broker.protocol.samples import SampleRecorder
 from broker.server.context import Context
 
 log = structlog.get_logger(__name__)

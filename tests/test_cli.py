@@ -15,8 +15,8 @@ from broker import __version__
 from broker.auth.tokens import TokenVerifier
 from broker.cli import broker, main
 from broker.cli_options import Duration, Exit, Json, json_text, word
-from broker.protocol.dictionaries import SampleRecorder
 from broker.protocol.events import make_event
+from broker.protocol.samples import SampleRecorder
 from broker.settings_loader import load
 
 ROOT = Path(__file__).parent.parent

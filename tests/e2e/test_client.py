@@ -30,8 +30,8 @@ from broker.client import (
 )
 from broker.config import Config
 from broker.errors import CloseCode
-from broker.protocol.dictionaries import train
 from broker.protocol.events import SessionId
+from broker.protocol.training import train
 from tests.e2e.harness import CONFIG, config, running, serving, token, until
 
 SOON = Backoff(base=0.05, cap=0.2)

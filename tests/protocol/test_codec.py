@@ -18,8 +18,9 @@ from wsproto.extensions import PerMessageDeflate
 
 from broker.config import Wire
 from broker.protocol.codec import DEFLATE, JSON, ZSTD, Codec, Encoder
-from broker.protocol.dictionaries import Dictionaries, train
+from broker.protocol.dictionaries import Dictionaries
 from broker.protocol.frames import BINARY, TEXT
+from broker.protocol.training import train
 
 WIRE: Final = Wire()
 NONE: Final = Dictionaries.load(None)

@@ -23,10 +23,10 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPubl
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 from jwt.algorithms import HMACAlgorithm
 
-from broker.auth.keys import KeyProblem, Material
+from broker.auth.material import KeyProblem, Material
 
 if TYPE_CHECKING:
-    from broker.auth.keys import PrivateKey, PublicKey
+    from broker.auth.material import PrivateKey, PublicKey
 
 MIN_SECRET_BYTES: Final = 32
 """As long as the hash, RFC 7518 section 3.2."""
@@ -76,7 +76,7 @@ def signed(payload: bytes, algorithm: str, key: PrivateKey, kid: str | None) -> 
 
 
 def from_secret(secret: bytes, kid: str | None) -> Material:
-    """An HS256 secret. Raises :class:`~broker.auth.keys.KeyProblem`."""
+    """An HS256 secret. Raises :class:`~broker.auth.material.KeyProblem`."""
     if b"-----BEGIN" in secret:
         # The classic confusion: a public key taken for a secret lets everyone who has it sign.
         raise KeyProblem("HS256 needs a secret, this is PEM", "set algorithm to the kind of this key")
@@ -95,7 +95,7 @@ def from_secret(secret: bytes, kid: str | None) -> Material:
 
 
 def from_pem(algorithm: str, pem: bytes, kid: str | None) -> Material:
-    """A public or private key in PEM. Raises :class:`~broker.auth.keys.KeyProblem`."""
+    """A public or private key in PEM. Raises :class:`~broker.auth.material.KeyProblem`."""
     if b"-----BEGIN CERTIFICATE" in pem:
         raise KeyProblem("this is a certificate", "take its key: openssl x509 -pubkey -noout -in FILE")
     try:
@@ -126,7 +126,7 @@ def from_jwk_set(algorithm: str, content: bytes) -> tuple[Material, ...]:
     """The keys of a JWK set (or of one JWK) that fit ``algorithm``.
 
     Members that do not fit are passed over, as RFC 7517 section 5 asks: a set
-    may hold keys for other purposes. Raises :class:`~broker.auth.keys.KeyProblem`
+    may hold keys for other purposes. Raises :class:`~broker.auth.material.KeyProblem`
     if none is left.
     """
     try:

@@ -22,7 +22,7 @@ import structlog
 import trio
 
 from broker.auth import crypto
-from broker.auth.keys import FixedKeys, KeyProblem, Material
+from broker.auth.material import FixedKeys, KeyProblem, Material
 from broker.config import KIB
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ import orjson
 import trio
 
 from broker.auth.claims import TokenRefused, has_expired, identity_of
-from broker.auth.keys import KeyRing, Material, signing_key
+from broker.auth.keys import KeyRing, signing_key
+from broker.auth.material import Material
 from broker.auth.permissions import Identity
 from broker.config import KIB, Auth, Key
 from broker.errors import BrokerError, ErrorCode

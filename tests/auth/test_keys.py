@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from broker.auth.keys import DEVELOPMENT_SECRET, MAX_FILE_BYTES, FixedKeys, KeyRing, Material, signing_key
+from broker.auth.keys import DEVELOPMENT_SECRET, MAX_FILE_BYTES, KeyRing, signing_key
 from broker.config import Auth, Key
 from broker.errors import ConfigurationError
 from tests.auth.keypairs import SECRET, jwk, jwk_set, private_key, private_pem, public_pem
@@ -209,18 +209,6 @@ def test_a_secret_in_a_set_is_used(write: Write) -> None:
 def test_a_set_in_a_file_takes_no_id(write: Write) -> None:
     found = problem(Key(algorithm="RS256", file=write(jwk_set(jwk("RS256", "a"))), id="x"))
     assert "a JWK set names its own keys; remove id = 'x'" in found
-
-
-def test_several_keys_may_share_an_id() -> None:
-    keys = [Material("a", b"1"), Material("a", b"2"), Material(None, b"3")]
-    fixed = FixedKeys(keys)
-    assert fixed.find("a") == keys[:2]
-    assert fixed.find(None) == keys[2:]
-    assert len(fixed) == 3
-
-
-def test_key_material_never_shows_in_a_repr() -> None:
-    assert "hidden" not in repr(Material("a", b"hidden", b"hidden"))
 
 
 # ------------------------------------------------------------------- signing

@@ -217,7 +217,7 @@ def token(
     cls=SettingsCommand,
     epilog=closing(
         "broker train-dict --config broker.toml --room 'deal:*'",
-        "broker train-dict --config broker.toml --room 'deal:*' --size 8192",
+        "broker train-dict --data /var/lib/broker --room 'deal:*' --size 8192",
     ),
 )
 @click.option("--room", required=True, metavar="PATTERN", help="rooms it is for: deal:* or one room's name")
@@ -230,7 +230,7 @@ def train_dict(*, config: Path | None, set_: tuple[str, ...], room: str, size: i
     It becomes the newest one for these rooms; older ones are still served. A
     running broker on the same store finds it by itself.
     """
-    settings = configuration(config, set_, options)
+    settings = configuration(config, set_, options, serving=False)  # trainers need not hold the keys
     if settings.store.data is None:
         raise click.UsageError("store.data is not set, so nothing was recorded; give --data or --config")
     from broker.protocol.samples import load_samples  # noqa: PLC0415 - as above

@@ -145,8 +145,10 @@ class SettingsCommand(click.Command):
                 formatter.write_dl(records)
 
 
-def configuration(config: Path | None, set_: tuple[str, ...], options: Mapping[str, Any]) -> Config:
-    """Load the settings of one call. Raises :class:`BadConfiguration`."""
+def configuration(
+    config: Path | None, set_: tuple[str, ...], options: Mapping[str, Any], *, serving: bool = True
+) -> Config:
+    """Load the settings of one call; ``serving`` as in ``load``. Raises :class:`BadConfiguration`."""
     flags = {name.replace("__", "."): value for name, value in options.items() if value is not None}
     for item in set_:
         key, equals, value = item.partition("=")
@@ -154,7 +156,7 @@ def configuration(config: Path | None, set_: tuple[str, ...], options: Mapping[s
             raise click.BadParameter(f"{item!r} has no '='; write KEY=VALUE", param_hint="--set")
         flags[key.strip()] = value
     try:
-        return load(config, env=os.environ, flags=flags)
+        return load(config, env=os.environ, flags=flags, serving=serving)
     except ConfigurationError as error:
         raise BadConfiguration(error) from None
 

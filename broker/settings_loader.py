@@ -77,13 +77,17 @@ class ConfigurationErrors(ConfigurationError):  # noqa: N818 - plural: it carrie
         self.errors = tuple(errors)
 
 
-def load(path: FilePath | None, *, env: Mapping[str, str], flags: Mapping[str, Any]) -> Config:
+def load(
+    path: FilePath | None, *, env: Mapping[str, str], flags: Mapping[str, Any], serving: bool = True
+) -> Config:
     """Read and merge all layers.
 
     ``path``: the TOML file; without one ``BROKER_CONFIG`` names it, and without
     that there is none. ``env``: the environment. ``flags``: values by dotted
     key (``"limits.outbox_bytes"``); text is read as in the environment, other
-    values are taken as they are, and ``None`` is not given.
+    values are taken as they are, and ``None`` is not given. ``serving``: whether
+    a broker is to run with them. If not, values are checked one by one only: a
+    tool that reads the store needs no keys, certificates or ports that fit.
 
     Raises :class:`ConfigurationErrors` with every problem found.
     """
@@ -95,7 +99,7 @@ def load(path: FilePath | None, *, env: Mapping[str, str], flags: Mapping[str, A
         reader.read_file(path)
     reader.read_environment(env)
     reader.read_flags(flags)
-    return reader.finish()
+    return reader.finish(serving=serving)
 
 
 class _Reader:
@@ -255,8 +259,8 @@ class _Reader:
 
     # --- From the layers to the configuration -------------------------------------
 
-    def finish(self) -> Config:
-        """Check every value, then how they go together, and build the configuration."""
+    def finish(self, *, serving: bool) -> Config:
+        """Check every value, then (for serving) how they go together, and build the configuration."""
         values: dict[Path, Any] = {}
         for path, (value, source) in self.given.items():
             key = find(path)
@@ -270,7 +274,7 @@ class _Reader:
         if values.get(("dev",)):
             values = {**DEVELOPMENT, **values}
         config = _build(values)
-        for keys, problem, mend, at in contradictions(config):
+        for keys, problem, mend, at in contradictions(config) if serving else ():
             if bad_keys.isdisjoint(keys):  # else it is a consequence of what is told already
                 source = next((self.given[key].source for key in keys if key in self.given), self.name)
                 self.refuse(source, dotted(keys[0]) + at, problem, mend)

@@ -282,19 +282,35 @@ def record(folder: Path, events: int) -> None:
 
 def test_a_dictionary_is_trained_from_what_was_recorded(tmp_path: Path) -> None:
     record(tmp_path, 500)
-    result = call("train-dict", "--dev", "--data", str(tmp_path), "--room", "deal:*", "--size", "2048")
+    result = call("train-dict", "--data", str(tmp_path), "--room", "deal:*", "--size", "2048")
     assert result.exit_code == Exit.OK, result.stderr
     assert "for deal:*: " in result.stdout
     assert len(list((tmp_path / "dictionaries").glob("*.dict"))) == 1
 
 
+def test_training_asks_for_nothing_that_only_serving_needs(tmp_path: Path) -> None:
+    record(tmp_path, 500)
+    path = tmp_path / "broker.toml"
+    text = "[server]\ntls_key = '/secret.pem'\n[[auth.keys]]\nalgorithm = 'RS256'\nfile = '/secret.pem'\n"
+    path.write_text(text)
+    words = ("--config", str(path), "--data", str(tmp_path))
+    assert "/secret.pem" in call("check-config", *words).stderr
+    result = call("train-dict", *words, "--room", "deal:*")
+    assert result.exit_code == Exit.OK, result.stderr
+    path.write_text(f"{text}[wire]\nzstd_level = 'high'\n")
+    result = call("train-dict", *words, "--room", "deal:*")
+    assert result.exit_code == Exit.USAGE
+    assert "wire.zstd_level: " in result.stderr
+    assert "/secret.pem" not in result.stderr
+
+
 def test_training_needs_a_store_and_events(tmp_path: Path) -> None:
-    result = call("train-dict", "--dev", "--room", "deal:*")
+    result = call("train-dict", "--room", "deal:*")
     assert result.exit_code == Exit.USAGE
     assert "store.data is not set" in result.stderr
     record(tmp_path, 5)
     (tmp_path / "samples" / "broken.jsonl.zst").write_bytes(b"x")
-    result = call("train-dict", "--dev", "--data", str(tmp_path), "--room", "deal:*")
+    result = call("train-dict", "--data", str(tmp_path), "--room", "deal:*")
     assert result.exit_code == Exit.FAILED
     assert "only 5 different events" in result.stderr
     assert "broken.jsonl.zst" in result.stderr

@@ -52,6 +52,15 @@ def test_without_anything_the_defaults_hold() -> None:
     assert config.rooms["default"] == RoomOptions()
 
 
+def test_a_tool_needs_no_settings_that_could_be_served_with() -> None:
+    flags = {"store.data": "/data", "server.tls_cert": "/nowhere"}
+    assert load(None, env={}, flags=flags, serving=False).store.data == "/data"
+    with pytest.raises(ConfigurationErrors, match=r"auth\.keys"):
+        load(None, env={}, flags=flags)
+    with pytest.raises(ConfigurationErrors, match="unknown key"):
+        load(None, env={}, flags={"store.date": "/data"}, serving=False)
+
+
 def test_flags_beat_variables_beat_the_file_beats_the_defaults(tmp_path: Path) -> None:
     text = "[server]\nport = 1\nbacklog = 1\nretry_after = 1"
     env = {"BROKER_SERVER_PORT": "2", "BROKER_SERVER_BACKLOG": "2"}

@@ -212,6 +212,12 @@ def _admin(config: Config) -> Iterator[Contradiction]:
 
 
 def _rooms(config: Config) -> Iterator[Contradiction]:
+    if "all" in config.rooms and config.rooms["all"].history:
+        yield Contradiction(
+            (("rooms", "all", "history"),),
+            "nobody joins the room all, so nobody could ask for its past",
+            "take it out, or set it to 0",
+        )
     recorded = next((name for name, options in config.rooms.items() if options.record), None)
     if recorded is not None and config.store.data is None:
         yield Contradiction(

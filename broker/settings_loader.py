@@ -302,7 +302,10 @@ def _build(values: Mapping[Path, Any]) -> Config:
     for namespace in namespaces:
         own = {path[2]: value for path, value in values.items() if path[:2] == ("rooms", namespace)}
         base = rooms.get("default", RoomOptions())
-        base = for_users(base) if namespace == "user" else base
+        if namespace == "user":
+            base = for_users(base)
+        elif namespace == "all":
+            base = msgspec.structs.replace(base, history=0)
         rooms[namespace] = msgspec.structs.replace(base, **own)
     config: Config = _replace(Config(), values, ())
     return msgspec.structs.replace(config, rooms=rooms)

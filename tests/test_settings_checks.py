@@ -235,3 +235,9 @@ def test_samples_need_a_store() -> None:
     (line,) = problems(Config(auth=OPEN, rooms=rooms))
     assert line == "rooms.deal.record: samples need a place on disk; set store.data, or record = false"
     assert problems(Config(auth=OPEN, rooms=rooms, store=Store(data="x"))) == []
+
+
+def test_the_room_of_everybody_has_no_past() -> None:
+    (line,) = problems(Config(auth=OPEN, rooms={"all": RoomOptions(history=10)}))
+    assert line.startswith("rooms.all.history: nobody joins the room all")
+    assert problems(Config(auth=OPEN, rooms={"all": RoomOptions(), "default": RoomOptions(history=10)})) == []

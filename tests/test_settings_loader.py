@@ -182,6 +182,13 @@ def test_unknown_flags_name_the_nearest(tmp_path: Path) -> None:
 # --- Rooms and rates ------------------------------------------------------------------
 
 
+def test_the_room_of_everybody_inherits_no_history(tmp_path: Path) -> None:
+    path = tmp_path / "broker.toml"
+    path.write_text("dev = true\n[rooms.default]\nhistory = 10\n[rooms.all]\nevent_bytes = 100\n")
+    everybody = load(path, env={}, flags={}).options("all")
+    assert (everybody.history, everybody.event_bytes) == (0, 100)
+
+
 def test_rooms_inherit_from_the_default_table(tmp_path: Path) -> None:
     rooms = read('[rooms.deal]\nslots = 5\n[rooms.default]\nhistory = 9\nslow = "drop"', tmp_path).rooms
     assert rooms["deal"] == RoomOptions(slots=5, history=9, slow="drop")

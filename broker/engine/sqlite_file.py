@@ -49,13 +49,16 @@ def open_locked(path: Path) -> tuple[sqlite3.Connection, str, int]:
     lock = _take_lock(path.parent)
     writer: sqlite3.Connection | None = None
     try:
+        # Nobody else on the machine may read what people say to each other; SQLite gives its
+        # companion files the mode of the database.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         writer = connect(uri(path, "rwc"))
         return writer, prepare(writer, path), lock
-    except (sqlite3.Error, ConfigurationError) as error:
+    except (sqlite3.Error, OSError, ConfigurationError) as error:
         if writer is not None:
             writer.close()
         os.close(lock)
-        if isinstance(error, sqlite3.Error):
+        if not isinstance(error, ConfigurationError):
             raise unusable(path, error) from error
         raise
 

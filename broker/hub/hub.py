@@ -17,7 +17,7 @@ from broker.hub import presence
 from broker.hub.fanout import FanOut
 from broker.hub.rooms import ALL_ROOM, USER_PREFIX, Held, Member, MemberState, Room, Sink, Verdict
 from broker.protocol.codec import Encoder
-from broker.protocol.events import Event, Position
+from broker.protocol.events import Event, Position, UserId
 from broker.protocol.filters import Filter
 from broker.protocol.messages import encode_op
 
@@ -74,25 +74,23 @@ class Hub:
         return Retention(options.history, options.history_ttl)
 
     def find(self, name: str) -> Room | None:
-        """The room, if it is alive and warm or can be made so without waiting.
+        """The room, if it is alive or can be made so without waiting.
 
-        ``None``: its stream must first be opened; then call :meth:`obtain`.
+        ``None``: its stream must first be opened and what it remembers be
+        read; then call :meth:`obtain`.
         """
         room = self.rooms.get(name)
-        if room is not None:
-            return room
-        options = self._config.options(name)
-        if not options.history:
+        if room is None and not self._config.options(name).history:
             return self.obtain(name, None)
-        if options.last_value:
-            return None  # its slots must be read first
-        position = self._engine.position(name)
-        return self.obtain(name, position) if position is not None else None
+        return room
 
-    def obtain(self, name: str, position: Position | None, past: Iterable[Event] = ()) -> Room:
+    def obtain(
+        self, name: str, position: Position | None, past: Iterable[Event] = (), seen: Iterable[Seen] = ()
+    ) -> Room:
         """The room, made if need be, with its stream at ``position``.
 
-        ``past`` refills the slots of a room with history and ``last_value``.
+        ``past`` refills the slots of a room with history and ``last_value``,
+        ``seen`` what users have acknowledged.
         """
         room = self.rooms.get(name)
         if room is None:
@@ -101,6 +99,7 @@ class Hub:
             room = self.rooms[name] = Room(name, self._config.options(name), position)
             for event in past:
                 room.remember(event)
+            room.seen.update((UserId(who), offset) for who, offset, _ in seen)
             self._rest(room)
         return room
 
@@ -129,6 +128,8 @@ class Hub:
             member.joined_at, member.state, member.seen = old.joined_at, old.state, old.seen
             room.exit(old)
             self.fanout.hid_members.pop(old, None)
+        elif sink.user is not None and room.position is not None:
+            member.seen = min(room.seen.get(sink.user, 0), room.position.offset)
         room.enter(member)
         self._idle.pop(room, None)
         if presence.has_presence(room):
@@ -240,6 +241,7 @@ class Hub:
             if event.position.epoch != room.position.epoch:
                 self._break(room, "epoch")
                 room.slots = None
+                room.seen.clear()
             elif event.position.offset <= room.position.offset:
                 continue  # known already from when the room was opened
             elif event.position.offset > room.position.offset + 1:
@@ -381,6 +383,8 @@ class Hub:
             )
         if offset > member.seen:
             member.seen = offset
+            if member.sink.user is not None:
+                room.seen[member.sink.user] = offset
             who = member.sink.user if member.sink.user is not None else member.sink.id
             self._engine.acknowledge(room.name, who, offset, self._wall())
             self._touch(member)

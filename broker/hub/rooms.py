@@ -254,6 +254,7 @@ class Room:
         "options",
         "pending",
         "position",
+        "seen",
         "sent",
         "slots",
         "touched",
@@ -277,6 +278,8 @@ class Room:
         self.turn = 0
         """Where the next fan-out starts, so that nobody is always last."""
         self.slots: dict[str, Event] | None = None
+        self.seen: dict[UserId, int] = {}
+        """Up to where each user has acknowledged, so that they find it again when they come back."""
         self.watchers: dict[Member, None] = {}
         """Members that asked for presence pushes."""
         self.apart: dict[Member, None] = {}

@@ -60,9 +60,11 @@ class RunningCall:
         """Run to its end and answer."""
         try:
             with self._scope, trio.move_on_after(CALL_TIMEOUT):
+                await trio.lowlevel.checkpoint_if_cancelled()  # it may have been given up before it began
                 result = await self._method(session, self.message.params)
-                session.answer(self.message.id, {"result": result})
-                return
+                if self.code is None:
+                    session.answer(self.message.id, {"result": result})
+                    return
             code = self.code or ErrorCode.TIMEOUT
             session.refuse(self.message.id, "call", BrokerError(code, _ENDINGS[code]))
         except BrokerError as error:

@@ -11,7 +11,7 @@ from broker.hub.fanout import FRAME_BYTES
 from broker.hub.recovery import PAGE, CatchUp
 from broker.hub.rooms import Room, Verdict
 from broker.protocol import messages
-from broker.protocol.events import Position
+from broker.protocol.events import Event, Position
 from broker.protocol.filters import Filter
 
 if TYPE_CHECKING:
@@ -81,13 +81,17 @@ async def open_room(session: Session, name: str) -> Room:
     if room is not None:
         return room
     position = await context.engine.open(name, hub.retention(name))
-    position = context.engine.position(name) or position  # events may have come while we were being woken
     try:
-        if name in hub.rooms or not hub.needs_past(name):
-            return hub.obtain(name, position)
-        query = HistoryQuery(limit=hub.options(name).history, tail=hub.options(name).history)
-        page = await context.engine.history(name, query, hub.retention(name))
-        return hub.obtain(name, context.engine.position(name) or page.top, page.events)
+        options = hub.options(name)
+        retention = hub.retention(name)
+        seen = await context.engine.acknowledgements(name) if options.presence else []
+        past: list[Event] = []
+        top = Position("", 0)
+        while hub.needs_past(name) and top != position:  # again where events came while we read
+            query = HistoryQuery(limit=options.history, tail=options.history)
+            past, top, *_ = await context.engine.history(name, query, retention)
+            position = context.engine.position(name) or top
+        return hub.obtain(name, context.engine.position(name) or position, past, seen)
     except BaseException:
         if name not in hub.rooms:
             context.engine.close(name)

@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from broker.config import Limits, Rates
+from broker.errors import CloseCode
+from broker.logs import Throttle
 from broker.protocol.events import SessionId, UserId
 from broker.server.rates import RateLimiter
 
 if TYPE_CHECKING:
     from broker.server.session import Session
+
+
+log = structlog.get_logger(__name__)
+
+ORDINARY = frozenset({CloseCode.NORMAL, CloseCode.GOING_AWAY, CloseCode.DRAINING, CloseCode.TOKEN_EXPIRED})
+"""Endings that need no explanation."""
 
 
 class Registry:
@@ -30,6 +40,8 @@ class Registry:
         """Sessions since the start."""
         self.closes: dict[int, int] = {}
         """Ended sessions by close code; 1006 where the connection just broke."""
+        self.told = Throttle(1.0)
+        """Lets one line a second into the log for each close code."""
         self.refused: dict[str, int] = {}
         """Connections and handshakes turned away, by reason."""
         self.errors: dict[str, int] = {}
@@ -83,6 +95,20 @@ class Registry:
     def user_rates(self, user: UserId) -> RateLimiter | None:
         """The buckets that all sessions of a user share."""
         return self._user_rates.get(user)
+
+    def tell(self, session: Session, code: CloseCode, reason: str, now: float) -> None:
+        """Log that we end ``session``, for whoever asks why its events stopped coming."""
+        if code in ORDINARY or (missed := self.told.admit(code, now)) is None:
+            return
+        log.info(
+            "session ended",
+            code=int(code),
+            reason=reason,
+            session=session.id,
+            user=session.user,
+            address=session.address,
+            suppressed=missed,
+        )
 
     def close(self, session: Session, code: int) -> None:
         """A session ended with ``code``."""

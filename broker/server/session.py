@@ -22,7 +22,7 @@ import structlog
 import trio
 
 from broker import __version__
-from broker.auth.permissions import ANONYMOUS, Identity
+from broker.auth.permissions import ANONYMOUS, Identity, valid_room
 from broker.config import KIB
 from broker.errors import BrokerError, CloseCode, ErrorCode
 from broker.hub.rooms import Member, Sendable
@@ -177,7 +177,7 @@ class Session:
         try:
             reply = await command.later(self, message)
         except BrokerError as error:
-            self.refuse(message.id, command.op, error)
+            self._refuse(message, command.op, error)
         except Exception as error:  # a fault of ours must not end the session, let alone the others
             self._confess(message, error)
         else:
@@ -202,6 +202,7 @@ class Session:
         if self.ending is not None:
             return
         self.ending = code
+        self.context.registry.tell(self, code, reason, self.context.monotonic())
         connection = self.connection
         if code is CloseCode.SLOW_CONSUMER:
             connection.abandon_backlog()
@@ -389,7 +390,7 @@ class Session:
         try:
             reply = command.now(self, message)
         except BrokerError as error:
-            self.refuse(message.id, command.op, error)
+            self._refuse(message, command.op, error)
         except Exception as error:  # a fault of ours must not end the pump
             self._confess(message, error)
         else:
@@ -444,6 +445,13 @@ class Session:
             self.context.hub.fanout.flush()
         else:
             self.connection.flush_posts()
+
+    def _refuse(self, message: Message, op: str, error: BrokerError) -> None:
+        """Refuse a message, naming its room where it has one."""
+        room = getattr(message, "room", None)
+        if error.room is None and room is not None and valid_room(room):
+            error.room = room
+        self.refuse(message.id, op, error)
 
     def fault(self, op: str, error: Exception) -> None:
         """Log a fault of ours; it was caught so that it harms nobody else."""

@@ -335,7 +335,7 @@ GOOD = {"room": "deal:1", "event": "e", "data": 1}
         ("/api/publish", {"room": "deal:1", "event": "e"}, 400, "bad_message", "`data`"),
         ("/api/publish", {**GOOD, "evnt": 1}, 400, "bad_message", "`evnt`"),
         ("/api/publish", {**GOOD, "room": 7}, 400, "bad_message", "$.room"),
-        ("/api/publish", {**GOOD, "room": ""}, 400, "bad_message", "$.room"),
+        ("/api/publish", {**GOOD, "room": ""}, 400, "bad_room", "empty"),
         ("/api/publish", {**GOOD, "room": "a*"}, 400, "bad_room", "*"),
         ("/api/publish", {**GOOD, "room": "ä" * 101}, 400, "bad_room", "202 bytes"),
         ("/api/publish", {**GOOD, "event": ""}, 400, "bad_message", "$.event"),

@@ -368,3 +368,17 @@ async def test_rooms_vanish_when_they_are_idle() -> None:
         await until(lambda: set(broker.hub.rooms) == {"all"})
         await wait_all_tasks_blocked(0.01)
         assert broker.engine.statistics()["rooms_open"] == 0
+
+
+async def test_calls_given_up_in_the_same_breath_never_answer_with_success() -> None:
+    async with running() as broker, connected(broker.client_port) as client:
+        await client.send(
+            *[
+                {"op": "call", "id": "a", "method": "broker.ping", "supersede": "search"},
+                {"op": "call", "id": "b", "method": "broker.ping", "supersede": "search"},
+                {"op": "cancel", "id": "c", "call": "b"},
+            ]
+        )
+        assert (await client.reply("c"))["op"] == "ok"
+        assert (await client.reply("a"))["code"] == "superseded"
+        assert (await client.reply("b"))["code"] == "cancelled"

@@ -7,7 +7,8 @@ import json
 import msgspec
 import pytest
 
-from tests.e2e.harness import OPEN, config, jump, running
+from broker.hub.hub import LINGER
+from tests.e2e.harness import OPEN, config, jump, running, token, until
 from tests.e2e.raw_client import connected
 
 
@@ -240,6 +241,24 @@ async def test_acknowledged_offsets_are_shown() -> None:
         listed = await client.ask("presence", room="deal:1")
         assert listed["members"][0]["seen"] == 1
         assert [seen.offset for seen in await broker.hub.seen("deal:1")] == [1]
+
+
+async def test_who_comes_back_has_seen_what_they_had_seen() -> None:
+    async with running(config(server={"query_token": True})) as broker:
+        path = f"/ws?token={token('42')}"
+        async with connected(broker.client_port, path=path) as client:
+            await client.ask("join", room="deal:1")
+            for number in range(3):
+                await client.ask("publish", room="deal:1", event="e", data=number)
+            await client.ask("ack", room="deal:1", offset=2)
+        async with connected(broker.client_port, path=path) as client:
+            joined = await client.ask("join", room="deal:1", presence=True)
+            assert [member["seen"] for member in joined["members"]] == [2]
+        jump(LINGER + 1)
+        await until(lambda: "deal:1" not in broker.hub.rooms)  # now only the store knows
+        async with connected(broker.client_port, path=path) as client:
+            joined = await client.ask("join", room="deal:1", presence=True)
+            assert [member["seen"] for member in joined["members"]] == [2]
 
 
 async def test_a_second_join_replaces_the_first() -> None:

@@ -192,7 +192,6 @@ def test_defaults() -> None:
         (b'{"op":"auth","id":7}', (7, "auth", "bad_message"), "`token`"),
         (b'{"op":"auth","token":5}', (None, "auth", "bad_message"), "$.token"),
         (b'{"op":"join","id":7}', (7, "join", "bad_message"), "`room`"),
-        (b'{"op":"join","room":""}', (None, "join", "bad_message"), "$.room"),
         (b'{"op":"join","room":"a","since":{"epoch":"e"}}', (None, "join", "bad_message"), "`offset`"),
         (
             b'{"op":"join","room":"a","since":{"epoch":"e","offset":9007199254740992}}',
@@ -258,7 +257,7 @@ def test_ids_come_back_as_they_were(identifier: int | str | None) -> None:
 def test_rooms_are_told_where_they_are_plausible() -> None:
     assert refusal(b'{"op":"ack","room":"deal:1"}').error.room == "deal:1"
     assert refusal(b'{"op":"ack","room":5}').error.room is None
-    assert refusal(b'{"op":"join","room":"%b"}' % (b"r" * 201)).error.room is None
+    assert refusal(b'{"op":"ack","room":"%b"}' % (b"r" * 201)).error.room is None
 
 
 def test_arrays_hold_so_many_messages_and_no_more() -> None:

@@ -116,11 +116,18 @@ class Connection:
         self.on_gone: Callable[[], None] = _nobody
         self.owner: Any = None
 
-    def start(self) -> None:
-        """Let the pump drive this connection. What could not be sent before waits until now."""
+    def start(self, received: bytes = b"") -> None:
+        """Let the pump drive this connection. What could not be sent before waits until now.
+
+        ``received`` are bytes that came already.
+        """
         self.interest |= READ
         if not self.gone:
             self._traffic.pump.add(self.fileno, self, self.interest)
+        if received:
+            self.receive(received)
+        if not self._plain:
+            self._read_pending(cast("ssl.SSLSocket", self.sock))
 
     @property
     def started(self) -> bool:
@@ -367,6 +374,8 @@ class Connection:
         """Read again."""
         if not self.interest & READ:
             self._watch(self.interest | READ)
+            if not self._plain:
+                self._read_pending(cast("ssl.SSLSocket", self.sock))
 
     def _watch(self, interest: int) -> None:
         if interest != self.interest and not self.gone:

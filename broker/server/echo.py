@@ -85,9 +85,7 @@ async def serve_echo(
     echo = Echo(connection, context)
     try:
         connection.write(response)
-        connection.start()
-        if rest:
-            connection.receive(rest)
+        connection.start(rest)
         await echo.run(context.config.server.close_timeout)
     finally:
         connection.stop()

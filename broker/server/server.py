@@ -264,9 +264,7 @@ class Server:
             if rooms is not None:
                 connection.post(session.welcome(rooms))
                 connection.flush_posts()
-            connection.start()
-            if rest:
-                connection.receive(rest)
+            connection.start(rest)
             context.stages.handshake.observe(context.monotonic() - started)
         except BaseException:
             context.hub.leave_all(session)

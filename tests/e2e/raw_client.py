@@ -74,6 +74,8 @@ class RawClient:
         """Every batch as it came."""
         self.opcodes: list[int] = []
         self.dictionaries: dict[int, zstandard.ZstdCompressionDict] = {}
+        self.dictionaries_used: list[int] = []
+        """Dictionary of each zstd frame, 0 for none."""
         self._buffer = b""
         self._messages: deque[Message] = deque()
         self._ids = 0
@@ -195,6 +197,7 @@ class RawClient:
             parameters = zstandard.get_frame_parameters(payload)
             assert parameters.content_size, "the content size is always told"
             assert not parameters.has_checksum
+            self.dictionaries_used.append(parameters.dict_id)
             dictionary = self.dictionaries[parameters.dict_id] if parameters.dict_id else None
             return zstandard.ZstdDecompressor(dict_data=dictionary).decompress(payload)
         if rsv & 4:

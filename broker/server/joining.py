@@ -61,7 +61,7 @@ async def join_later(session: Session, message: messages.Join, filter_: Filter |
                 page = await context.engine.history(room.name, query, retention)
             for frame in catch_up.feed(page):
                 await session.drained()
-                if catch_up.cancelled:
+                if catch_up.cancelled or session.ending is not None:
                     return
                 if session.write(frame) == Verdict.FULL:
                     catch_up.give_up()
@@ -80,10 +80,10 @@ async def open_room(session: Session, name: str) -> Room:
     room = hub.find(name)
     if room is not None:
         return room
-    position = await context.engine.open(name, hub.retention(name))
+    retention = hub.retention(name)
+    position = await context.engine.open(name, retention)
     try:
         options = hub.options(name)
-        retention = hub.retention(name)
         seen = await context.engine.acknowledgements(name) if options.presence else []
         past: list[Event] = []
         top = Position("", 0)
@@ -91,11 +91,14 @@ async def open_room(session: Session, name: str) -> Room:
             query = HistoryQuery(limit=options.history, tail=options.history)
             past, top, *_ = await context.engine.history(name, query, retention)
             position = context.engine.position(name) or top
-        return hub.obtain(name, context.engine.position(name) or position, past, seen)
+        current = context.engine.position(name)
+        if current is not None:
+            return hub.obtain(name, current, past, seen)
     except BaseException:
         if name not in hub.rooms:
             context.engine.close(name)
         raise
+    return await open_room(session, name)  # somebody who opened it with us has failed, and closed it
 
 
 def _past(room: Room, message: messages.Join) -> tuple[Position | None, int]:

@@ -1,4 +1,4 @@
-"""When to let ready sockets gather for a millisecond. Sans-IO: ``now`` is passed in.
+"""When to let ready sockets gather for a moment. Sans-IO: ``now`` is passed in.
 
 Theory. Waking up costs a turn of Trio's loop, 25 to 30 µs, whether one socket
 is ready or fifty: with 20,000 messages a second that come one by one it is most
@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from typing import Final
 
-GATHER: Final = 0.001
-"""Seconds between two passes; also the resolution of Trio's timers."""
-WORTH: Final = 1.5
+GATHER: Final = 0.0015
+"""Seconds between two passes."""
+WORTH: Final = 2.25
 """Ready sockets for each ``GATHER`` from which on it is worth it: 1,500 a second."""
 KEPT: Final = 0.6
 """Share of its rate that traffic keeps which does not wait for us, with room for chance."""

@@ -22,6 +22,7 @@ import structlog
 import trio
 
 from broker.server.gather import GATHER, Gathering
+from broker.server.ticker import Ticker
 
 log = structlog.get_logger(__name__)
 
@@ -82,36 +83,41 @@ class Pump:
 
     async def run(self) -> None:
         """Drive the channels until cancelled."""
-        poll = self._epoll.poll
-        channels = self._channels
         gathering = Gathering(trio.current_time())
         try:
-            while True:
-                # Either is also where other tasks get their turn.
-                if gathering.active:
-                    await trio.sleep(GATHER)
-                else:
-                    await trio.lowlevel.wait_readable(self._epoll.fileno())
-                self._before_pass()
-                ready = poll(0, BATCH)
-                gathering.note(len(ready), trio.current_time())
-                for fileno, events in ready:
-                    channel = channels.get(fileno)
-                    if channel is None:
-                        continue  # removed earlier in this pass
-                    try:
-                        if events & WRITE:
-                            channel.on_writable()
-                            if not events & ~WRITE or fileno not in channels:
-                                continue
-                        channel.on_readable()
-                    except Exception:  # a fault of ours, met by one client, must not end the others
-                        self.faults += 1
-                        log.exception("fault in a connection; it is dropped")
-                        channel.on_fault()
-                self.passes += 1
-                self.ready += len(ready)
-                self._after_pass()
+            with Ticker(GATHER) as ticker:
+                while True:
+                    # Either is also where other tasks get their turn.
+                    if gathering.active:
+                        ticker.start()
+                        await ticker.wait()
+                    else:
+                        ticker.stop()
+                        await trio.lowlevel.wait_readable(self._epoll.fileno())
+                    ready = self._epoll.poll(0, BATCH)
+                    gathering.note(len(ready), trio.current_time())
+                    self._pass(ready)
         finally:
-            channels.clear()  # their owners end in the same moment, and call remove when it is closed
+            self._channels.clear()  # their owners end in the same moment, and call remove when it is closed
             self._epoll.close()
+
+    def _pass(self, ready: list[tuple[int, int]]) -> None:
+        channels = self._channels
+        self._before_pass()
+        for fileno, events in ready:
+            channel = channels.get(fileno)
+            if channel is None:
+                continue  # removed earlier in this pass
+            try:
+                if events & WRITE:
+                    channel.on_writable()
+                    if not events & ~WRITE or fileno not in channels:
+                        continue
+                channel.on_readable()
+            except Exception:  # a fault of ours, met by one client, must not end the others
+                self.faults += 1
+                log.exception("fault in a connection; it is dropped")
+                channel.on_fault()
+        self.passes += 1
+        self.ready += len(ready)
+        self._after_pass()

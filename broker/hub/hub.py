@@ -272,9 +272,8 @@ class Hub:
                 if member.held is None:
                     member.reached = room.position
                 self._suspend(member, reason)
-                self.tell_lost(member, reason)
             elif room.ahead and member in room.ahead:
-                self.tell_lost(member, reason)
+                self._suspend(member, reason)
         room.ahead = None
 
     # -- slow members -----------------------------------------------------------
@@ -292,13 +291,13 @@ class Hub:
             if member.held is None:
                 _mark_hole(member, events)
             self._suspend(member, "slow" if verdict == Verdict.FULL else "gap")
-            member.sink.on_drained()
 
     def _suspend(self, member: Member, reason: str) -> None:
         """It gets nothing more until it is told that something is missing: not what is held, either."""
         member.held = None
         member.reason = reason
         member.room.set_apart(member, MemberState.SUSPENDED)
+        member.sink.on_drained()
 
     def _hold(self, member: Member, events: list[Event]) -> None:
         held = member.held
@@ -309,7 +308,8 @@ class Hub:
             self.superseded += held.put(event)
         if held.size > self._config.limits.outbox_bytes:
             self._suspend(member, "slow")  # too many slots: a slow session costs its outbox, and no more
-        member.sink.on_drained()
+        else:
+            member.sink.on_drained()
 
     def resume(self, sink: Sink) -> None:
         """The backlog of ``sink`` is gone: tell it what it missed, and go on."""

@@ -177,8 +177,10 @@ class CatchUp:
         return None
 
     def _wanted(self, events: list[Event]) -> list[Event]:
-        filter_ = self._member.filter
-        wanted = events if filter_ is None else [event for event in events if filter_(event.tags)]
+        filter_, session = self._member.filter, self._member.sink.id
+        wanted = [
+            event for event in events if event.exclude != session and (filter_ is None or filter_(event.tags))
+        ]
         self._hid = self._hid or len(wanted) < len(events)
         return wanted
 

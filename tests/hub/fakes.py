@@ -289,6 +289,8 @@ class MemoryEngine:
 
     def __init__(self) -> None:
         self.streams: dict[str, Stream] = {}
+        self.past: dict[str, list[Event]] = {}
+        """All that was ever stored, by epoch, whatever was trimmed or replaced since."""
         self.holding = False
         self.failing = False
         self.reads: trio.Event | None = None
@@ -313,9 +315,14 @@ class MemoryEngine:
     def stream(self, room: str) -> Stream:
         """The stream of ``room``, made if need be."""
         if room not in self.streams:
-            self._epochs += 1
-            self.streams[room] = Stream(f"epoch-{self._epochs}")
+            self._begin(room)
         return self.streams[room]
+
+    def _begin(self, room: str) -> Stream:
+        self._epochs += 1
+        stream = self.streams[room] = Stream(f"epoch-{self._epochs}")
+        self.past[stream.epoch] = stream.events
+        return stream
 
     def position(self, room: str) -> Position | None:
         stream = self.streams.get(room)
@@ -390,10 +397,8 @@ class MemoryEngine:
 
     def replace(self, room: str) -> None:
         """Lose the stream: what is stored from now on is in a new epoch."""
-        self._epochs += 1
         opened = self.stream(room).open
-        self.streams[room] = Stream(f"epoch-{self._epochs}")
-        self.streams[room].open = opened
+        self._begin(room).open = opened
 
     def page(self, room: str, query: HistoryQuery) -> HistoryPage:
         """What a reader finds now."""
@@ -533,7 +538,7 @@ class Node:
         warm = self.hub.find(room)
         if warm is None:
             position = self.engine.open_nowait(room)
-            past = self.engine.stream(room).events if self.hub.needs_past(room) else ()
+            past = self.engine.stream(room).events if self.hub.options(room).last_value else ()
             warm = self.hub.obtain(room, position, past)
         compiled: Filter | None = compile_filter(filter_) if filter_ is not None else None
         if sink.posts_wait:

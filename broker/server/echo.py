@@ -27,6 +27,8 @@ class Echo:
     def __init__(self, connection: Connection, context: Context) -> None:
         self._connection = connection
         self._encoder = context.encoder
+        self._patience = context.config.server.write_timeout
+        self._stalled_since = 0.0
         self._wakeup = Wakeup()
         self._over = False
         connection.owner = self
@@ -52,7 +54,13 @@ class Echo:
         self._end()
 
     def check_progress(self, now: float) -> None:
-        """An echo may take its time."""
+        """There is a backlog: end the connection if it has not moved for too long. Called every second."""
+        connection = self._connection
+        if connection.progress:
+            connection.progress = False
+            self._stalled_since = now
+        elif now - self._stalled_since >= self._patience:
+            self.disconnect(CloseCode.SLOW_CONSUMER, "queued bytes did not move")
 
     def direct_changed(self) -> None:
         """Nobody sends past an echo's connection."""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from broker.config import Rate, Rates
+
+ENOUGH: Final = 0.999
+"""Of a token passes for one, so that who waits as long as told is not sent away for a rounding error."""
 
 
 class Bucket:
@@ -20,7 +25,7 @@ class Bucket:
         """Take one token: 0.0 if there was one, else the seconds until there is."""
         tokens = min(self._burst, self._tokens + (now - self._stamp) * self._rate)
         self._stamp = now
-        if tokens >= 1.0:
+        if tokens >= ENOUGH:
             self._tokens = tokens - 1.0
             return 0.0
         self._tokens = tokens

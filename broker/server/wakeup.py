@@ -29,8 +29,8 @@ class Wakeup:
     async def wait(self) -> None:
         """Sleep until :meth:`set`. One task at a time."""
         if self._is_set:
+            await trio.lowlevel.checkpoint()  # when this is cancelled, the next wait still returns at once
             self._is_set = False
-            await trio.lowlevel.checkpoint()
             return
         assert self._task is None, "two tasks wait on one Wakeup"
         self._task = trio.lowlevel.current_task()

@@ -8,7 +8,14 @@ again. Sans-IO: ``now`` is passed in.
 from __future__ import annotations
 
 from math import ceil
-from typing import Protocol
+from typing import Final, Protocol
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+AFTER_FAULT: Final = 10.0
+"""Seconds until one that raised is asked again: neither forgotten nor a flood of log lines."""
 
 
 class Timed(Protocol):
@@ -24,6 +31,8 @@ class Wheel:
     def __init__(self) -> None:
         self._buckets: dict[int, list[Timed]] = {}
         self._next = 0
+        self.faults = 0
+        """Exceptions that somebody raised when asked."""
 
     def add(self, timed: Timed, when: float) -> None:
         """Ask ``timed`` at ``when`` (seconds, the clock of :meth:`advance`), or at the next tick."""
@@ -35,7 +44,12 @@ class Wheel:
         self._next = int(now) + 1
         for second in sorted(due):
             for timed in self._buckets.pop(second):
-                when = timed.tick(now)
+                try:
+                    when = timed.tick(now)
+                except Exception:  # a fault of ours, met by one session, must not end the others
+                    self.faults += 1
+                    log.exception("fault in a deadline")
+                    when = now + AFTER_FAULT
                 if when is not None:
                     self.add(timed, when)
 

@@ -73,6 +73,17 @@ class FakeSocket:
         self.sends = 0
         self.taken = bytearray()
 
+    def fileno(self) -> int:
+        return -1
+
+    def recv(self, _size: int) -> bytes:
+        if self.broken:
+            raise ConnectionResetError
+        raise BlockingIOError
+
+    def close(self) -> None:
+        self.broken = True
+
     def send(self, data: bytes | memoryview, /) -> int:
         if self.broken:
             raise ConnectionResetError

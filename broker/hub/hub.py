@@ -410,6 +410,8 @@ class Hub:
         for room in stirred:
             for watcher, message in presence.pushes(room):
                 watcher.sink.post(message)
+            if room.joined or room.left or room.touched:
+                self._stirred[room] = None  # more than one push may hold
 
     def push_positions(self) -> None:
         """Tell members from whom events were hidden how far they are. At most every 5 s."""

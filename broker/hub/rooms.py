@@ -256,6 +256,7 @@ class Room:
         "position",
         "seen",
         "sent",
+        "shown",
         "slots",
         "touched",
         "turn",
@@ -289,6 +290,8 @@ class Room:
         self.joined: dict[SessionId, Member] | None = None
         self.left: dict[SessionId, dict[str, Any]] | None = None
         self.touched: dict[SessionId, Member] | None = None
+        self.shown = False
+        """Somebody was shown members of whose coming the watchers have yet to be told."""
         self.idle_since = 0.0
 
     @property

@@ -180,9 +180,52 @@ def test_lists_are_bounded_and_counts_are_not() -> None:
     tick(node)
     [push] = told(watching)
     assert len(push["joined"]) == MAX_MEMBERS
+    tick(node)
+    [push] = told(watching)
+    assert len(push["joined"]) == 10
     room = node.hub.rooms[ROOM]
     assert len(presence.listing(room)) == MAX_MEMBERS
     assert presence.counts(room) == {"sessions": MAX_MEMBERS + 11, "users": 7}  # the watcher is anonymous
+
+
+def test_everybody_who_left_is_told_of_however_many_they_are() -> None:
+    node = chat()
+    crowd = [node.sink() for _ in range(2 * MAX_MEMBERS + 1)]
+    for sink in crowd:
+        node.join(sink, ROOM)
+    watching = watcher(node)
+    for sink in crowd:
+        node.hub.leave_all(sink)
+    gone: list[str] = []
+    for size in (MAX_MEMBERS, MAX_MEMBERS, 1):
+        tick(node)
+        [push] = told(watching)
+        assert len(push["left"]) == size
+        gone += push["left"]
+    assert gone == [sink.id for sink in crowd]
+    tick(node)
+    assert told(watching) == []
+
+
+def test_who_goes_before_its_coming_was_told_is_told_to_those_who_saw_it() -> None:
+    node = chat()
+    watching = watcher(node)
+    ann = come(node, "ann")
+    late = node.sink("late")
+    node.join(late, ROOM, watches=True)
+    assert [member["session"] for member in presence.listing(node.hub.rooms[ROOM])] == [
+        "watcher",
+        "ann",
+        "late",
+    ]
+    node.hub.leave_all(ann)
+    tick(node)
+    assert told(late) == [{"left": ["ann"]}]
+    assert told(watching) == [{"joined": ["late"], "left": ["ann"]}]
+    bob = come(node, "bob")
+    node.hub.leave_all(bob)
+    tick(node)
+    assert told(late) == []  # nobody was shown the members since the last push
 
 
 def test_members_that_are_not_live_are_listed() -> None:

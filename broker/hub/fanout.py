@@ -119,9 +119,7 @@ class FanOut:
     # -- work comes in --------------------------------------------------------
 
     def mark(self, room: Room) -> None:
-        """``room`` has pending events."""
-        if room.dirty:
-            return
+        """``room``, which was not dirty, has pending events."""
         room.dirty = True
         if room.options.batch_window:
             self._open_window(room)

@@ -435,9 +435,7 @@ class Hub:
         now = self._monotonic()
         for room in list(self._idle):
             lingers = room.options.history_ttl if room.slots and not room.has_history else LINGER
-            if room.members:
-                del self._idle[room]
-            elif now - room.idle_since >= lingers and not room.dirty:
+            if now - room.idle_since >= lingers and not room.dirty:
                 del self._idle[room]
                 del self.rooms[room.name]
                 if room.has_history:

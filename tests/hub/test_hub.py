@@ -402,6 +402,25 @@ async def test_acknowledged_positions_only_grow() -> None:
     )
 
 
+def test_users_find_what_they_had_seen_anonymous_sessions_do_not() -> None:
+    node = Node()
+    node.say("kept:1", 1, 2, 3)
+    position = node.engine.open_nowait("kept:1")
+    seen = [Seen("ann", 2, 0.0), Seen("bob", 9, 0.0), Seen("s-1", 3, 0.0)]
+    node.hub.obtain("kept:1", position, seen=seen)
+    ann, bob = node.member("kept:1", user="ann"), node.member("kept:1", user="bob")
+    stranger = node.member("kept:1", "s-1")
+    members = [sink.memberships["kept:1"] for sink in (ann, bob, stranger)]
+    assert [member.seen for member in members] == [2, 3, 0]  # nobody has seen what is yet to come
+    node.hub.acknowledge(members[0], 3)
+    node.hub.leave_all(ann)
+    node.join(ann, "kept:1")
+    assert ann.memberships["kept:1"].seen == 3
+    node.engine.replace("kept:1")
+    node.say("kept:1", "new")
+    assert node.member("kept:1", user="ann").memberships["kept:1"].seen == 0
+
+
 @pytest.mark.parametrize(("room", "offset"), [("live:1", 0), ("kept:1", 2)])
 def test_what_cannot_have_been_seen_is_refused(room: str, offset: int) -> None:
     node = Node()

@@ -285,6 +285,30 @@ def test_who_stops_watching_is_told_no_more() -> None:
     assert told(watching) == []
 
 
+def test_a_watcher_may_lose_the_right_to_watch() -> None:
+    node = chat()
+    watching = watcher(node)
+    ann = come(node, "ann")
+    node.hub.unwatch(watching.memberships[ROOM])
+    tick(node)
+    assert told(watching) == []
+    node.hub.leave_all(watching)
+    node.hub.leave_all(ann)
+
+
+def test_a_member_that_shows_something_else_has_changed() -> None:
+    node = chat()
+    watching = watcher(node)
+    ann = come(node, "ann")
+    tick(node)
+    watching.received()
+    ann.info = {"name": "Ann"}
+    node.hub.introduce(ann.memberships[ROOM])
+    tick(node)
+    [push] = watching.received()
+    assert [member["info"] for member in push["changed"]] == [{"name": "Ann"}]
+
+
 def test_a_watcher_that_left_before_the_tick_is_told_nothing() -> None:
     node = chat()
     watching = watcher(node)

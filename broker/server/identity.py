@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from broker.server.session import Session
 
 
+MARGIN = 0.5
+"""Seconds before the deadline of a session without identity at which a refusal is told at the latest:
+after it the client would be told that no token came."""
+
+
 async def authenticate(session: Session, token: str) -> dict[str, Any] | None:
     """Serve ``auth``: fields of the reply, or ``None`` when the session is being ended.
 
@@ -48,8 +53,9 @@ async def verify(session: Session, token: str) -> Identity:
     try:
         return context.verifier.verify_nowait(token) or await context.verifier.verify(token)
     except TokenRefused as error:
-        if not error.expired:
-            await trio.sleep(context.failures.failed(session.address, context.monotonic()))
+        if not error.expired and not context.config.dev:
+            hold = context.failures.failed(session.address, context.monotonic())
+            await trio.sleep(min(hold, max(0.0, session.time_to_authenticate - MARGIN)))
         raise
 
 

@@ -12,6 +12,7 @@ The life of a session is :meth:`Session.run`, read top to bottom.
 
 from __future__ import annotations
 
+import math
 import random
 import secrets
 from collections import deque
@@ -530,6 +531,11 @@ class Session:
     def authenticated(self) -> bool:
         """Whether the session may do more than authenticate."""
         return not self._auth_deadline
+
+    @property
+    def time_to_authenticate(self) -> float:
+        """Seconds until the session must go for want of a token; infinite where it may stay."""
+        return self._auth_deadline - self.context.monotonic() if self._auth_deadline else math.inf
 
     def limits(self) -> dict[str, Any]:
         """The bounds a client should know."""

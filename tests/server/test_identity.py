@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from broker.server.identity import count_server_rooms
 from tests.e2e.harness import config, jump, running, token, until
 from tests.e2e.raw_client import connected, opened
@@ -50,3 +52,25 @@ async def test_a_users_room_stays_for_a_reconnect() -> None:
         jump(3)
         async with connected(broker.client_port, token=token("42")) as client:
             assert client.welcome["rooms"]["user:42"] == position
+
+
+async def test_a_refusal_is_held_back_but_not_past_the_deadline() -> None:
+    """After it the session would be closed with 4408, as if no token had come."""
+    async with running(config(auth={"anonymous": False}, server={"auth_timeout": 3.0})) as broker:
+        failures = broker.context.failures
+        address = "127.0.0.1"
+        for _ in range(20):
+            failures.failed(address, broker.context.monotonic())
+        async with connected(broker.client_port) as client:
+            await client.send({"op": "auth", "id": 1, "token": "a.b.c"})
+            await until(lambda: len(failures) and failures.delay(address, broker.context.monotonic()) > 7)
+            jump(2.6)
+            assert (await client.end()).code == 4401
+
+
+async def test_development_holds_nothing_back() -> None:
+    async with running(msgspec.structs.replace(config(), dev=True)) as broker:
+        async with connected(broker.client_port) as client:
+            for _ in range(20):
+                assert await client.refusal("auth", token="a.b.c") == "unauthenticated"
+        assert len(broker.context.failures) == 0

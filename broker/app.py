@@ -24,7 +24,7 @@ import trio
 
 from broker.auth.failures import FailureDelay
 from broker.auth.tokens import TokenVerifier
-from broker.clock import Clock
+from broker.clock import TICK, Clock
 from broker.config import Config
 from broker.engine.embedded import EmbeddedEngine
 from broker.errors import ConfigurationError
@@ -99,7 +99,7 @@ class Broker:
             registry=Registry(config.limits, config.rates),
             methods=built_in(),
             traffic=self.traffic,
-            wheel=Wheel(),
+            wheel=Wheel(TICK),
             stages=stages,
             monotonic=trio.current_time,
             wall=wall,

@@ -15,9 +15,9 @@ from broker.server.context import Context
 log = structlog.get_logger(__name__)
 
 TICK: Final = 0.1
-"""Presence changes are gathered this long (s)."""
+"""Presence changes are gathered this long, and deadlines looked at this often (s)."""
 SECOND: Final = 1.0
-"""Between two looks at the deadlines of sessions and at idle rooms (s)."""
+"""Between two looks at backlogs and at idle rooms (s)."""
 POSITIONS: Final = 5.0
 """Between two ``position`` messages (s)."""
 HOUSEKEEPING: Final = 30.0
@@ -47,9 +47,9 @@ class Clock:
             context.stages.loop_lag.observe(now - due)
             due = max(due + TICK, now)
             context.hub.push_presence()
+            context.wheel.advance(now)
             if now >= second:
                 second = now + SECOND
-                context.wheel.advance(now)
                 for connection in list(context.traffic.behind):
                     connection.owner.check_progress(now)
                 context.hub.sweep_idle()

@@ -63,8 +63,8 @@ const server = createServer((request, response) => response.writeHead(426).end()
 const sockets = new WebSocketServer({ server, path: "/ws", perMessageDeflate: false, maxPayload: 64 * 1024 });
 
 // Broken connections are found as `ws` documents it, every 25 s like the broker and Socket.IO do,
-// a twenty-fifth of the sockets each second so that it makes no spike.
-const HEARTBEAT = 25;
+// some of the sockets every tenth of a second so that it makes no spike.
+const HEARTBEAT = 250; // tenths of a second
 const turns = Array.from({ length: HEARTBEAT }, () => new Set());
 let turn = 0;
 setInterval(() => {
@@ -77,7 +77,7 @@ setInterval(() => {
     socket.alive = false;
     socket.ping();
   }
-}, 1000);
+}, 100);
 
 sockets.on("connection", (socket) => {
   socket.rooms = new Set();

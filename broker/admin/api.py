@@ -196,7 +196,7 @@ def _candidates(call: Call, query: SessionsQuery) -> list[Session]:
 
 async def session(call: Call) -> Any:
     """One session and its rooms."""
-    found = call.node.context.registry.sessions.get(SessionId(call.path["session"]))
+    found = call.node.context.registry.sessions.get(SessionId(call.path["id"]))
     if found is None:
         raise BrokerError(ErrorCode.NOT_FOUND, "no such session on this node")
     members = sorted(found.memberships.values(), key=lambda member: member.room.name)
@@ -220,7 +220,7 @@ def _membership(member: Member) -> dict[str, Any]:
 
 async def user(call: Call) -> Any:
     """One user's sessions here, and the position of the room that reaches them all."""
-    name = call.path["user"]
+    name = call.path["id"]
     if not valid_user(name):
         raise BrokerError(ErrorCode.BAD_MESSAGE, "not a user's id")
     context = call.node.context
@@ -304,14 +304,14 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     ),
     Operation(
         "GET",
-        "/api/sessions/{session}",
+        "/api/sessions/{id}",
         "session",
         "One session and its rooms",
         session,
         SessionDetail,
         errors=(ErrorCode.NOT_FOUND,),
     ),
-    Operation("GET", "/api/users/{user}", "user", "One user's sessions", user, UserDetail),
+    Operation("GET", "/api/users/{id}", "user", "One user's sessions", user, UserDetail),
     Operation(
         "POST",
         "/api/publish",

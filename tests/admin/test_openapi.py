@@ -33,8 +33,8 @@ def test_every_route_is_in_it_and_nothing_else() -> None:
 def test_the_contracts_endpoints_are_there() -> None:
     assert set(DOCUMENT["paths"]) == {
         *("/", "/healthz", "/readyz", "/metrics", "/openapi.json", "/api/stats"),
-        *("/api/rooms", "/api/rooms/{room}", "/api/sessions", "/api/sessions/{session}"),
-        *("/api/users/{user}", "/api/publish", "/api/broadcast", "/api/disconnect"),
+        *("/api/rooms", "/api/rooms/{room}", "/api/sessions", "/api/sessions/{id}"),
+        *("/api/users/{id}", "/api/publish", "/api/broadcast", "/api/disconnect"),
     }
 
 

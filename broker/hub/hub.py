@@ -12,10 +12,11 @@ from typing import Any
 
 from broker.config import Config, RoomOptions
 from broker.engine.base import Done, Engine, Retention, Seen
-from broker.errors import BrokerError, CloseCode, ErrorCode
+from broker.errors import BrokerError, ErrorCode
 from broker.hub import presence
 from broker.hub.fanout import FanOut
-from broker.hub.rooms import ALL_ROOM, USER_PREFIX, Held, Member, MemberState, Room, Sink, Verdict
+from broker.hub.rooms import ALL_ROOM, USER_PREFIX, Member, MemberState, Room, Sink
+from broker.hub.slow import SlowMembers
 from broker.protocol.codec import Encoder
 from broker.protocol.events import Event, Position, UserId
 from broker.protocol.filters import Filter
@@ -53,14 +54,10 @@ class Hub:
         self.encoder = encoder
         self.rooms: dict[str, Room] = {}
         self.fanout = FanOut(encoder, self._refused, wake, monotonic, sent)
+        self.slow = SlowMembers(self.fanout, config.limits.outbox_bytes)
         self._stirred: dict[Room, None] = {}
         self._idle: dict[Room, None] = {}
         self.published = 0
-        self.dropped = 0
-        """Events that sessions missed and were told of by ``lost``."""
-        self.superseded = 0
-        """Events replaced by a newer one of their slot before they were sent (policy ``latest``)."""
-        self.lost_told = 0
 
     # -- rooms ----------------------------------------------------------------
 
@@ -239,13 +236,13 @@ class Hub:
             if room is None or event.position is None or room.position is None:
                 continue
             if event.position.epoch != room.position.epoch:
-                self._break(room, "epoch")
+                self.slow.break_off(room, "epoch")
                 room.slots = None
                 room.seen.clear()
             elif event.position.offset <= room.position.offset:
                 continue  # known already from when the room was opened
             elif event.position.offset > room.position.offset + 1:
-                self._break(room, "gap")
+                self.slow.break_off(room, "gap")
             room.position = event.position
             self._accept(room, event)
             if room.ahead:
@@ -261,98 +258,18 @@ class Hub:
         else:
             room.sent += 1
 
-    def _break(self, room: Room, reason: str) -> None:
-        """The stream goes on elsewhere; who followed it must be told.
-
-        Who catches up will notice, who is suspended will be told what it reached.
-        """
-        self.fanout.settle(room)
-        for member in list(room.everybody()):
-            if member.status is MemberState.LIVE:
-                if member.held is None:
-                    member.reached = room.position
-                self._suspend(member, reason)
-            elif room.ahead and member in room.ahead:
-                self._suspend(member, reason)
-        room.ahead = None
-
     # -- slow members -----------------------------------------------------------
 
     def _refused(self, member: Member, events: list[Event], verdict: int) -> None:
-        """A send was not taken: the room's policy decides (``docs/slow-consumers.md``)."""
-        if verdict == Verdict.CLOSED or member.status is not MemberState.LIVE:
-            return
-        policy = member.room.options.slow
-        if verdict == Verdict.FULL and policy == "disconnect":
-            member.sink.disconnect(CloseCode.SLOW_CONSUMER, f"too slow for room {member.room.name}")
-        elif verdict == Verdict.FULL and policy == "latest":
-            self._hold(member, events)
-        else:
-            if member.held is None:
-                _mark_hole(member, events)
-            self._suspend(member, "slow" if verdict == Verdict.FULL else "gap")
-
-    def _suspend(self, member: Member, reason: str) -> None:
-        """It gets nothing more until it is told that something is missing: not what is held, either."""
-        member.held = None
-        member.reason = reason
-        member.room.set_apart(member, MemberState.SUSPENDED)
-        member.sink.on_drained()
-
-    def _hold(self, member: Member, events: list[Event]) -> None:
-        held = member.held
-        if held is None:
-            held = member.held = Held()
-            _mark_hole(member, events)
-        for event in events:
-            self.superseded += held.put(event)
-        if held.size > self._config.limits.outbox_bytes:
-            self._suspend(member, "slow")  # too many slots: a slow session costs its outbox, and no more
-        else:
-            member.sink.on_drained()
+        self.slow.refused(member, events, verdict)
 
     def resume(self, sink: Sink) -> None:
         """The backlog of ``sink`` is gone: tell it what it missed, and go on."""
-        for member in list(sink.memberships.values()):
-            if member.held is not None:
-                self._release_held(member, member.held.events())
-            if member.status is MemberState.SUSPENDED:
-                self.tell_lost(member, member.reason)
-
-    def _release_held(self, member: Member, events: list[Event]) -> None:
-        member.held = None
-        room = member.room
-        frame = self.fanout.encode(member.sink.codec_for(room.name), events)
-        if frame is None:
-            self._suspend(member, "gap")
-        elif member.sink.write(frame) == Verdict.FULL:
-            self._hold(member, events)
-        elif room.has_history:
-            self.fanout.hid_members[member] = None
+        self.slow.resume(sink)
 
     def tell_lost(self, member: Member, reason: str) -> None:
         """Say that events are missing. With history nothing more comes until the next join."""
-        room = member.room
-        if member.sink.memberships.get(room.name) is not member:
-            return
-        fields: dict[str, Any] = {"room": room.name, "reason": reason}
-        if room.position is not None:
-            member.status = MemberState.LOST
-            reached = member.reached or room.position
-            fields |= reached._asdict()
-            same = reached.epoch == room.position.epoch
-            missed = max(room.position.offset - reached.offset, 0) if same else 0
-        else:
-            if member.sink.posts_wait:
-                self.fanout.flush()  # else what comes next would overtake this
-            self.fanout.settle(room)
-            missed = room.sent - member.missed_from
-            room.make_live(member)
-        if missed and member.filter is None:
-            fields["count"] = missed
-        self.dropped += missed
-        self.lost_told += 1
-        member.sink.post(encode_op("lost", **fields))
+        self.slow.tell_lost(member, reason)
 
     # -- presence and acknowledgements ------------------------------------------
 
@@ -459,21 +376,14 @@ class Hub:
             "deliveries": self.fanout.deliveries,
             "frames": self.fanout.frames,
             "batches": self.fanout.batches,
-            "dropped": self.dropped,
-            "superseded": self.superseded,
-            "lost_told": self.lost_told,
+            "dropped": self.slow.dropped,
+            "superseded": self.slow.superseded,
+            "lost_told": self.slow.lost_told,
             "encodings_failed": self.fanout.encodings_failed,
             "fanout_faults": self.fanout.faults,
             "raw_bytes": self.encoder.raw_bytes,
             "encoded_bytes": self.encoder.encoded_bytes,
         }
-
-
-def _mark_hole(member: Member, events: list[Event]) -> None:
-    """``events`` do not reach the member; all before them did."""
-    first = events[0].position
-    member.reached = first._replace(offset=first.offset - 1) if first is not None else None
-    member.missed_from = member.room.sent - len(events)
 
 
 def _ignore(outcome: Position | BrokerError) -> None:

@@ -45,7 +45,7 @@ async def fill(broker: Broker, talker: RawClient, room: str, **fields: object) -
         assert broker.traffic.queued <= OUTBOX + SLACK
 
     number = 0
-    while not broker.traffic.refused and not broker.hub.superseded:
+    while not broker.traffic.refused and not broker.hub.slow.superseded:
         await say(number)
         number += 1
         assert number < 5000, "the kernel cannot hold this much"
@@ -96,7 +96,7 @@ async def test_policy_drop() -> None:
             assert seen + lost["count"] + 1 == broker.hub.published
             assert following["data"] == ["after"]
             await client.close()
-        assert broker.hub.dropped == lost["count"]
+        assert broker.hub.slow.dropped == lost["count"]
 
 
 async def test_policy_drop_with_history_says_where_to_go_on() -> None:
@@ -141,7 +141,7 @@ async def test_policy_latest() -> None:
             event = await client.event()
             newest.pop(event["slot"], None)
             newest[event["slot"]] = event["data"]
-        assert broker.hub.superseded > 0
+        assert broker.hub.slow.superseded > 0
         await client.close()
 
 

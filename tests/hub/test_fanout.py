@@ -1,4 +1,4 @@
-"""Rounds: order, groups, chunks, windows, posts, and what becomes of members that cannot keep up."""
+"""Rounds: order, groups, chunks, windows and posts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.config import Limits
-from broker.errors import CloseCode
 from broker.hub import fanout
 from broker.hub.fanout import CHUNK, FRAME_BYTES, SAMPLE, cut, send_all
-from broker.hub.rooms import MemberState
 from broker.protocol.codec import JSON, ZSTD
 from broker.protocol.events import Event, Position
 from broker.protocol.messages import encode_op
@@ -22,7 +19,6 @@ from tests.hub.fakes import EPHEMERAL, KEPT, POISON, FakeSink, FakeSocket, Node,
 DROP = with_options(EPHEMERAL, slow="drop")
 KEPT_DROP = with_options(KEPT, slow="drop")
 LATEST = with_options(EPHEMERAL, slow="latest")
-KEPT_LATEST = with_options(KEPT, slow="latest")
 WINDOW = with_options(EPHEMERAL, batch_window=0.5)
 KEPT_WINDOW = with_options(KEPT, batch_window=0.5)
 
@@ -189,6 +185,13 @@ def test_large_rooms_give_way_between_chunks() -> None:
         steps.append(node.fanout.step())
     assert len(steps) == 3
     assert sum(bool(sink.socket.sends) for sink in sinks) == len(sinks)
+
+
+def test_a_large_latest_room_gives_way() -> None:
+    node = Node(latest=LATEST)
+    crowd(node, 2 * CHUNK, "latest:1", direct=False)
+    node.publish("latest:1", 1)
+    assert node.fanout.step()
 
 
 def test_large_rooms_begin_elsewhere_each_time() -> None:
@@ -410,218 +413,6 @@ def test_a_selection_that_cannot_be_encoded_is_lost_for_its_publisher_alone() ->
     assert (lost["op"], lost["reason"], lost["offset"]) == ("lost", "gap", 0)
 
 
-# -- members that cannot keep up ------------------------------------------------------
-
-
-def slow_member(node: Node, room: str, limit: int = 200) -> FakeSink:
-    """A member that reads nothing any more, with an outbox that is nearly full."""
-    sink = node.member(room, limit=limit)
-    sink.block()
-    return sink
-
-
-def fill(node: Node, sink: FakeSink, room: str) -> int:
-    """Publish until ``sink`` has no more place; returns the number of events that it took."""
-    member = sink.memberships[room]
-    taken = 0
-    while member.status is MemberState.LIVE and sink.closed is None and member.held is None:
-        node.say(room, f"fill-{taken}")
-        taken += 1
-    return taken - 1
-
-
-def test_a_slow_consumer_is_disconnected_where_the_policy_says_so() -> None:
-    node = Node()
-    slow, other = slow_member(node, "live:1"), node.member("live:1")
-    taken = fill(node, slow, "live:1")
-    assert slow.closed == (CloseCode.SLOW_CONSUMER, "too slow for room live:1")
-    assert len(other.data()) == taken + 1
-    node.say("live:1", "on")
-    assert other.data() == ["on"]
-
-
-def test_drop_in_an_ephemeral_room_tells_how_many_are_lost_and_goes_on() -> None:
-    node = Node(drop=DROP)
-    slow, other = slow_member(node, "drop:1"), node.member("drop:1")
-    taken = fill(node, slow, "drop:1")
-    node.say("drop:1", "missed", "too")
-    slow.drain()
-    node.say("drop:1", "on")
-    assert len(other.data()) == taken + 4
-    *before, lost, after = slow.received()
-    assert [message["data"] for message in before] == [f"fill-{number}" for number in range(taken)]
-    assert lost == {"op": "lost", "room": "drop:1", "reason": "slow", "count": 3}
-    assert after["data"] == "on"
-    assert (node.hub.dropped, node.hub.lost_told) == (3, 1)
-
-
-def test_drop_in_a_room_with_history_tells_the_last_position_and_waits_for_a_join() -> None:
-    node = Node(kept=KEPT_DROP)
-    slow = slow_member(node, "kept:1")
-    taken = fill(node, slow, "kept:1")
-    node.say("kept:1", "missed")
-    slow.drain()
-    node.say("kept:1", "not yet")
-    *_, lost = slow.received()
-    epoch = node.engine.stream("kept:1").epoch
-    assert lost == {
-        "op": "lost",
-        "room": "kept:1",
-        "reason": "slow",
-        "epoch": epoch,
-        "offset": taken,
-        "count": 2,
-    }
-    node.join(slow, "kept:1", since=Position(epoch, lost["offset"]))
-    node.fanout.flush()
-    reply, *events = slow.received()
-    assert reply["recovered"]
-    assert [event["offset"] for event in events] == [taken + 1, taken + 2, taken + 3]
-    node.say("kept:1", "live")
-    assert slow.data() == ["live"]
-
-
-def test_a_filter_makes_the_number_unknown() -> None:
-    node = Node(drop=DROP)
-    slow = node.sink(limit=1)
-    node.join(slow, "drop:1", filter_={"exists": "n"})
-    node.fanout.flush()
-    slow.received()
-    slow.block()
-    for number in range(3):
-        node.say("drop:1", number, tags={"n": number})
-    slow.drain()
-    node.fanout.flush()
-    *_, lost = slow.received()
-    assert lost == {"op": "lost", "room": "drop:1", "reason": "slow"}
-
-
-def test_lost_precedes_what_comes_live_even_behind_an_answer_that_waits() -> None:
-    node = Node(drop=DROP, kept=KEPT)
-    slow = slow_member(node, "drop:1")
-    node.join(slow, "kept:1")
-    fill(node, slow, "drop:1")
-    node.publish_as(slow, "kept:1", "mine")
-    slow.drain()
-    node.say("drop:1", "on")
-    ops = [(m["op"], m.get("data")) for m in slow.received()]
-    assert ops[-4:] == [("event", "mine"), ("ok", None), ("lost", None), ("event", "on")]
-
-
-def test_who_left_while_it_was_behind_is_told_nothing() -> None:
-    node = Node(drop=DROP)
-    slow = slow_member(node, "drop:1")
-    fill(node, slow, "drop:1")
-    member = slow.memberships["drop:1"]
-    node.hub.leave(member)
-    node.hub.tell_lost(member, "slow")
-    slow.drain()
-    node.fanout.flush()
-    assert "lost" not in {message["op"] for message in slow.received()}
-
-
-def test_a_broken_socket_is_the_edges_business() -> None:
-    node = Node(drop=DROP)
-    broken, other = node.member("drop:1"), node.member("drop:1")
-    broken.socket.broken = True
-    node.say("drop:1", 1)
-    node.say("drop:1", 2)
-    assert other.data() == [1, 2]
-    assert broken.closed is not None
-    assert broken.memberships["drop:1"].status is MemberState.LIVE
-
-
-# -- the latest of each slot ------------------------------------------------------------
-
-
-def test_latest_holds_the_newest_of_each_slot_and_releases_them_in_order() -> None:
-    node = Node(latest=LATEST)
-    slow, other = slow_member(node, "latest:1"), node.member("latest:1")
-    node.say("latest:1", "queued")
-    for number in range(3):
-        node.say("latest:1", f"a{number}", slot="a")
-        node.say("latest:1", f"b{number}", slot="b")
-    node.say("latest:1", "a3", slot="a")
-    node.say("latest:1", "loose", "end")
-    slow.drain()
-    assert slow.data() == ["queued", "b2", "a3", "end"]
-    assert len(other.data()) == 10
-    assert node.hub.superseded == 6
-    node.say("latest:1", "on")
-    assert slow.data() == ["on"]
-
-
-def test_latest_holds_again_when_the_release_is_not_taken() -> None:
-    node = Node(latest=LATEST)
-    slow = slow_member(node, "latest:1", limit=10)
-    node.join(slow, "latest:2")
-    node.say("latest:1", "queued")
-    node.say("latest:1", "first", slot="a")
-    node.say("latest:2", "second", slot="a")
-    slow.received()
-    slow.drain(len(slow.outbox))
-    assert slow.backlogged  # the first release filled the socket again, so the second was not taken
-    node.say("latest:2", "third", slot="a")
-    slow.drain()
-    assert [m["data"] for m in slow.received() if m["op"] == "event"] == ["queued", "first", "third"]
-    assert all(member.held is None for member in slow.memberships.values())
-
-
-def test_latest_owes_a_position_for_what_was_superseded() -> None:
-    node = Node(latest=KEPT_LATEST)
-    slow = slow_member(node, "latest:1")
-    for number in range(4):
-        node.say("latest:1", number, slot="a")
-    node.hub.push_positions()
-    slow.drain()
-    node.hub.push_positions()
-    node.fanout.flush()
-    *events, position = slow.received()
-    assert [event["data"] for event in events] == [0, 3]
-    assert (position["op"], position["offset"]) == ("position", 4)
-
-
-def test_latest_asks_for_a_backlog_not_for_a_plain_socket() -> None:
-    node = Node(latest=LATEST)
-    sink = node.member("latest:1", direct=False)
-    node.say("latest:1", 1, slot="a")
-    node.say("latest:1", 2, slot="a")
-    assert sink.data() == [1, 2]
-
-
-def test_latest_heeds_echo_false() -> None:
-    node = Node(latest=LATEST)
-    slow = slow_member(node, "latest:1")
-    node.say("latest:1", "queued")
-    node.say("latest:1", "old", slot="a")
-    node.publish("latest:1", "mine", slot="a", exclude=slow.id)
-    node.publish("latest:1", "theirs", slot="b")
-    node.fanout.flush()
-    slow.drain()
-    assert slow.data() == ["queued", "old", "theirs"]
-
-
-def test_what_latest_holds_is_bounded_by_the_outbox_limit() -> None:
-    node = Node(latest=LATEST, limits=Limits(outbox_bytes=1000))
-    slow = slow_member(node, "latest:1")
-    node.say("latest:1", "queued")
-    for number in range(20):
-        node.say("latest:1", number, slot=f"slot-{number}")
-        held = slow.memberships["latest:1"].held
-        assert held is None or held.size <= 1000
-    slow.drain()
-    node.say("latest:1", "on")
-    queued, lost, on = slow.received()
-    assert (queued["data"], lost["op"], lost["count"], on["data"]) == ("queued", "lost", 20, "on")
-
-
-def test_a_large_latest_room_gives_way() -> None:
-    node = Node(latest=LATEST)
-    crowd(node, 2 * CHUNK, "latest:1", direct=False)
-    node.publish("latest:1", 1)
-    assert node.fanout.step()
-
-
 # -- what cannot be encoded ----------------------------------------------------------------
 
 
@@ -645,36 +436,6 @@ def test_a_batch_that_cannot_be_encoded_is_told_as_lost(room: str, fields: dict[
     assert node.fanout.encodings_failed == 1
     node.say(room, "next")
     assert poor.data() == (["next"] if room == "live:1" else [])
-
-
-def test_latest_tells_what_cannot_be_encoded_on_release() -> None:
-    node = Node(latest=LATEST)
-    slow = slow_member(node, "latest:1")
-    other = node.sink()
-    node.join(other, "latest:1", filter_={"exists": "n"})
-    node.say("latest:1", "queued")
-    slow.memberships["latest:1"].held = None
-    node.say("latest:1", "held", slot="a")
-    node.hub._hold(slow.memberships["latest:1"], [_poisoned("latest:1")])
-    slow.drain()
-    node.say("latest:1", "on")
-    assert [m["op"] for m in slow.received()] == ["event", "lost", "event"]
-
-
-def _poisoned(room: str) -> Event:
-    return Event(room, b'{"op":"event","data":"poison"}', 0.0, slot="b")
-
-
-def test_a_spoiled_batch_ends_what_latest_holds() -> None:
-    node = Node(latest=KEPT_LATEST)
-    slow = slow_member(node, "latest:1")
-    node.say("latest:1", "queued")
-    node.say("latest:1", "held", slot="a")
-    node.say("latest:1", POISON, slot="a")
-    slow.drain()
-    node.fanout.flush()
-    queued, lost = slow.received()
-    assert (queued["data"], lost["op"], lost["offset"]) == ("queued", "lost", 1)
 
 
 class TornSink(FakeSink):

@@ -149,6 +149,13 @@ def test_rooms_have_the_options_of_their_namespace() -> None:
     assert node.hub.retention("kept:1") == (KEPT.history, KEPT.history_ttl)
 
 
+def test_a_room_is_made_once_whoever_opened_it() -> None:
+    node = Node(board=with_options(KEPT, last_value=True))
+    room = node.hub.obtain("kept:1", node.engine.open_nowait("kept:1"))
+    assert node.hub.obtain("kept:1", Position("another", 5)) is room
+    assert [node.hub.needs_past(name) for name in ("board:1", "kept:1", "live:1")] == [True, False, False]
+
+
 # -- publishing ---------------------------------------------------------------------------
 
 

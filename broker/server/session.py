@@ -565,9 +565,7 @@ class Session:
             dictionaries = context.dictionaries.announcement()
             if dictionaries:
                 fields["dicts"] = dictionaries
-        if rooms:
-            fields["rooms"] = rooms
-        return encode_op("welcome", **fields)
+        return encode_op("welcome", **fields, rooms=rooms)
 
     # -- deadlines ----------------------------------------------------------------
 

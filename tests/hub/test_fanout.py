@@ -495,6 +495,18 @@ def test_replies_come_in_order_in_one_frame() -> None:
     assert len(sink.frames[-1]) == 3
 
 
+def test_what_is_said_between_chunks_precedes_events_that_are_not_on_their_way() -> None:
+    node = Node()
+    crowd(node, 2 * CHUNK)
+    sink = node.member("live:2")
+    node.publish("live:1", "before")
+    node.publish("live:2", "after")
+    node.fanout.step()
+    sink.post(encode_op("ok"))
+    node.fanout.flush()
+    assert [message["op"] for message in sink.received()] == ["ok", "event"]
+
+
 def test_an_answer_that_waits_for_events_comes_after_them_and_the_others_behind_it() -> None:
     node = Node()
     sink = node.member("kept:1")

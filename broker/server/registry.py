@@ -21,6 +21,9 @@ log = structlog.get_logger(__name__)
 
 ORDINARY = frozenset({CloseCode.NORMAL, CloseCode.GOING_AWAY, CloseCode.DRAINING, CloseCode.TOKEN_EXPIRED})
 """Endings that need no explanation."""
+LABELS = frozenset({*CloseCode, 1005, 1006})
+"""Codes counted one by one. A client may choose among 2,000 more, and must not fill our metrics."""
+OTHER = 0
 
 
 class Registry:
@@ -39,7 +42,7 @@ class Registry:
         self.opened = 0
         """Sessions since the start."""
         self.closes: dict[int, int] = {}
-        """Ended sessions by close code; 1006 where the connection just broke."""
+        """Ended sessions by close code; 1006: the connection just broke, 0: a code of the client's own."""
         self.told = Throttle(1.0)
         """Lets one line a second into the log for each close code."""
         self.refused: dict[str, int] = {}
@@ -113,7 +116,8 @@ class Registry:
     def close(self, session: Session, code: int) -> None:
         """A session ended with ``code``."""
         del self.sessions[session.id]
-        self.closes[code] = self.closes.get(code, 0) + 1
+        label = code if code in LABELS else OTHER
+        self.closes[label] = self.closes.get(label, 0) + 1
         if session.user is None:
             self.stranger_known(session.address)
         else:

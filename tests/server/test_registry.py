@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from broker.config import Limits, Rates
 from broker.errors import CloseCode
 from broker.protocol.events import SessionId, UserId
-from broker.server.registry import Registry
+from broker.server.registry import OTHER, Registry
 
 if TYPE_CHECKING:
     from broker.server.session import Session
@@ -189,3 +189,12 @@ class RegistryMachine(RuleBasedStateMachine):
 
 TestRegistryModel = RegistryMachine.TestCase
 TestRegistryModel.settings = settings(max_examples=50, stateful_step_count=30)
+
+
+def test_codes_of_the_clients_own_are_counted_as_one() -> None:
+    registry = make()
+    for name, code in (("a", 3001), ("b", 4777), ("c", 1005), ("d", 1000)):
+        session = visitor(name)
+        registry.open(session)
+        registry.close(session, code)
+    assert registry.closes == {OTHER: 2, 1005: 1, 1000: 1}

@@ -129,7 +129,10 @@ def serve(
 
     logs.configure(settings.log.level, settings.log.format)
     from broker.app import run  # noqa: PLC0415 - everything else, only for this command
+    from broker.settings_checks import warnings  # noqa: PLC0415 - the same
 
+    for warning in warnings(settings):
+        logs.get_logger(__name__).warning(warning)
     try:
         code = run(settings)
     except ConfigurationError as error:
@@ -159,9 +162,12 @@ def _refuse_later_work(redis: str | None, public_port: str | None, workers: int)
 def check_config(*, config: Path | None, set_: tuple[str, ...], **options: Any) -> None:
     """Read all settings as `serve` would, and say what is wrong or what is in effect."""
     settings = configuration(config, set_, options)
-    from broker.settings_summary import summary  # noqa: PLC0415 - for this command only
+    from broker.settings_checks import warnings  # noqa: PLC0415 - for this command only
+    from broker.settings_summary import summary  # noqa: PLC0415 - the same
 
     click.secho("ok", fg="green")
+    for warning in warnings(settings):
+        click.secho(f"warning: {warning}", fg="yellow", err=True)
     for line in summary(settings):
         click.echo(line)
 

@@ -20,8 +20,9 @@ SECOND: Final = 1.0
 """Between two looks at backlogs and at idle rooms (s)."""
 POSITIONS: Final = 5.0
 """Between two ``position`` messages (s)."""
-HOUSEKEEPING: Final = 30.0
-"""Between sweeps that may take their time (s)."""
+HOUSEKEEPING: Final = 5.0
+"""Between sweeps that may take their time (s); also how soon samples can be trained on and
+new dictionaries are announced."""
 RAMP: Final = 5000
 """New sessions after which what lives is taken out of the garbage collector's sight."""
 
@@ -68,11 +69,12 @@ class Clock:
             # every full collection costs about 100 ms.
             self._frozen_at = context.registry.opened
             gc.freeze()
-        if self._recorder is not None:
-            try:
-                await trio.to_thread.run_sync(self._recorder.flush)
-            except OSError as error:  # a full disk costs samples, not sessions
-                log.warning("cannot keep the recorded samples", error=str(error))
+        if self._recorder is None:
+            return  # nothing is kept on disk, so nothing is found there either
+        try:
+            await trio.to_thread.run_sync(self._recorder.flush)
+        except OSError as error:  # a full disk costs samples, not sessions
+            log.warning("cannot keep the recorded samples", error=str(error))
         if await trio.to_thread.run_sync(context.dictionaries.rescan):
             self.announce_dictionaries()
         self._tell_problems()

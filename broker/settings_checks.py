@@ -40,7 +40,6 @@ def contradictions(config: Config) -> Iterator[Contradiction]:
     yield from _tls(config)
     yield from _origins(config)
     yield from _proxies(config)
-    yield from _identity(config)
     yield from _keys(config)
     yield from _admin(config)
     yield from _rooms(config)
@@ -150,14 +149,13 @@ def _proxies(config: Config) -> Iterator[Contradiction]:
             yield Contradiction((("server", "trusted_proxies"),), str(error), mend, f"[{index}]")
 
 
-def _identity(config: Config) -> Iterator[Contradiction]:
-    auth = config.auth
-    if not auth.keys and not auth.anonymous:
-        yield Contradiction(
-            (("auth", "keys"), ("auth", "anonymous")),
-            "there is no key and anonymous sessions are off: nobody could connect",
+def warnings(config: Config) -> Iterator[str]:
+    """What works and can hardly be meant; one sentence each, for the log."""
+    if not config.dev and not config.auth.keys and not config.auth.anonymous:
+        yield (
+            "auth.keys: there is no key and anonymous sessions are off: nobody can authenticate; "
             "add an [[auth.keys]] table (config/broker.toml shows one), or set auth.anonymous = true, "
-            "or start with --dev on your own machine",
+            "or start with --dev on your own machine"
         )
 
 

@@ -9,7 +9,7 @@ import trustme
 
 from broker.auth.keys import DEVELOPMENT_SECRET
 from broker.config import Admin, Auth, Config, Key, RoomOptions, Server, Store
-from broker.settings_checks import contradictions, is_loopback
+from broker.settings_checks import contradictions, is_loopback, warnings
 
 OPEN = Auth(anonymous=True)
 
@@ -164,11 +164,12 @@ def keys(*entries: Key, dev: bool = False) -> list[str]:
     return problems(Config(dev=dev, auth=Auth(keys=entries)))
 
 
-def test_somebody_must_be_able_to_connect() -> None:
-    (line,) = keys()
-    assert line.startswith(
-        "auth.keys: there is no key and anonymous sessions are off: nobody could connect; add "
-    )
+def test_where_nobody_can_authenticate_a_warning_is_due() -> None:
+    assert keys() == []
+    (line,) = warnings(Config())
+    assert line.startswith("auth.keys: there is no key and anonymous sessions are off: nobody can ")
+    for fine in (Config(dev=True), Config(auth=OPEN), Config(auth=Auth(keys=(Key(algorithm="HS256"),)))):
+        assert list(warnings(fine)) == []
 
 
 def test_a_key_has_exactly_one_source() -> None:

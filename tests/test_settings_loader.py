@@ -55,7 +55,7 @@ def test_without_anything_the_defaults_hold() -> None:
 def test_a_tool_needs_no_settings_that_could_be_served_with() -> None:
     flags = {"store.data": "/data", "server.tls_cert": "/nowhere"}
     assert load(None, env={}, flags=flags, serving=False).store.data == "/data"
-    with pytest.raises(ConfigurationErrors, match=r"auth\.keys"):
+    with pytest.raises(ConfigurationErrors, match=r"server\.tls_"):
         load(None, env={}, flags=flags)
     with pytest.raises(ConfigurationErrors, match="unknown key"):
         load(None, env={}, flags={"store.date": "/data"}, serving=False)
@@ -350,14 +350,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_the_manual_says_every_default() -> None:
-    with pytest.raises(ConfigurationErrors) as caught:
-        load(CONFIG / "broker.toml", env={}, flags={})
-    assert [error.key for error in caught.value.errors] == ["auth.keys"]
-    assert "nobody could connect" in str(caught.value)
-    assert "[[auth.keys]]" in caught.value.mend
-
-    config = load(CONFIG / "broker.toml", env={}, flags=OPEN)
-    assert config == load(None, env={}, flags=OPEN)
+    assert load(CONFIG / "broker.toml", env={}, flags={}) == load(None, env={}, flags={})
 
 
 def test_the_manual_mentions_every_key() -> None:

@@ -6,13 +6,13 @@ import ipaddress
 from collections import OrderedDict
 from typing import Final, NamedTuple
 
-FREE_FAILURES: Final = 3
+FREE_FAILURES: Final = 10
 """Refusals without delay: a client with a stale token tries once or twice before it fetches a new one."""
 
 FIRST_DELAY: Final = 0.25
 """Seconds after the first refusal that is delayed; doubles with each further one."""
 
-MAX_DELAY: Final = 8.0
+MAX_DELAY: Final = 4.0
 """Below the 10 s within which a session must authenticate, so that the answer still reaches it."""
 
 FORGET_SECONDS: Final = 300.0

@@ -268,10 +268,14 @@ def may_see_presence(identity: Identity, room: str, options: RoomOptions) -> Non
 def _gate(identity: Identity, room: str, access: Access, named: Patterns, claim: str) -> None:
     if access == "anyone" or (access == "user" and identity.user is not None) or named.match(room):
         return
-    if identity.user is None:
+    if identity.user is None and not is_server_room(room):
         needed = "a token" if access == "user" else f"a token whose {claim} names it"
         raise BrokerError(
             ErrorCode.UNAUTHENTICATED, f"room {room}: this session is anonymous; it takes {needed}", room=room
+        )
+    if identity.user is None:
+        raise BrokerError(
+            ErrorCode.FORBIDDEN, f"room {room} belongs to the server; a token must name it", room=room
         )
     rule = " (a pattern never matches a server's room)" if is_server_room(room) else ""
     raise BrokerError(ErrorCode.FORBIDDEN, f"room {room}: your token's {claim} {named}{rule}", room=room)
@@ -285,9 +289,7 @@ def _own_room(identity: Identity, room: str) -> None:
         )
     if identity.user is None:
         raise BrokerError(
-            ErrorCode.UNAUTHENTICATED,
-            f"room {room}: only that user may; this session is anonymous",
-            room=room,
+            ErrorCode.FORBIDDEN, f"room {room}: only that user may; this session is anonymous", room=room
         )
     if room != user_room(identity.user):
         raise BrokerError(

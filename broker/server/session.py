@@ -522,7 +522,9 @@ class Session:
         self._expires_at = 0.0
         if identity.expires is not None:
             context = self.context
-            left = identity.expires + context.config.auth.leeway - context.wall()
+            left = identity.expires - context.wall()
+            if left <= 0:
+                left += context.config.auth.leeway  # taken for a difference between clocks
             self._expires_at = context.monotonic() + left
             if self._expires_at < self._due:
                 self._wind()

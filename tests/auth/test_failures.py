@@ -1,22 +1,24 @@
 from __future__ import annotations
 
+from itertools import cycle, islice
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.auth.failures import FORGET_SECONDS, MAX_DELAY, FailureDelay
+from broker.auth.failures import FORGET_SECONDS, FREE_FAILURES, MAX_DELAY, FailureDelay
 
 
 def test_the_first_failures_are_free_then_each_doubles_up_to_the_limit() -> None:
     delays = FailureDelay()
-    told = [delays.failed("192.0.2.1", 0.0) for _ in range(11)]
-    assert told == [0, 0, 0, 0.25, 0.5, 1, 2, 4, 8, 8, 8]
+    told = [delays.failed("192.0.2.1", 0.0) for _ in range(FREE_FAILURES + 7)]
+    assert told == [0] * FREE_FAILURES + [0.25, 0.5, 1, 2, 4, 4, 4]
     assert told[-1] == MAX_DELAY
 
 
 def test_the_delay_runs_out_and_the_address_is_forgotten() -> None:
     delays = FailureDelay()
     assert delays.delay("192.0.2.1", 0.0) == 0
-    for _ in range(5):
+    for _ in range(FREE_FAILURES + 2):
         delays.failed("192.0.2.1", 100.0)
     assert delays.delay("192.0.2.1", 100.0) == 0.5
     assert delays.delay("192.0.2.1", 100.4) > 0
@@ -39,18 +41,18 @@ def test_sweep_drops_what_is_forgotten_and_nothing_else() -> None:
 
 def test_ipv6_counts_by_network_and_a_mapped_address_as_ipv4() -> None:
     delays = FailureDelay()
-    for host in ("2001:db8::1", "2001:db8::2", "2001:db8:0:0:ffff::3%eth0"):
+    for host in islice(cycle(("2001:db8::1", "2001:db8::2", "2001:db8:0:0:ffff::3%eth0")), FREE_FAILURES):
         delays.failed(host, 0.0)
     assert delays.failed("2001:db8::4", 0.0) > 0
     assert delays.failed("2001:db8:0:1::1", 0.0) == 0
-    for host in ("192.0.2.1", "::ffff:192.0.2.1", "192.0.2.1"):
+    for host in islice(cycle(("192.0.2.1", "::ffff:192.0.2.1")), FREE_FAILURES):
         delays.failed(host, 0.0)
     assert delays.failed("::ffff:192.0.2.1", 0.0) > 0
 
 
 def test_an_address_that_is_none_counts_under_its_own_name() -> None:
     delays = FailureDelay()
-    assert [delays.failed("unix", 0.0) for _ in range(4)][-1] > 0
+    assert [delays.failed("unix", 0.0) for _ in range(FREE_FAILURES + 1)][-1] > 0
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.floats(0, 1000)), max_size=60))
@@ -66,7 +68,7 @@ def test_the_table_is_bounded_and_delays_stay_in_range(steps: list[tuple[str, fl
 
 def test_the_address_refused_longest_ago_gives_way() -> None:
     delays = FailureDelay(capacity=2)
-    for _ in range(4):
+    for _ in range(FREE_FAILURES + 1):
         delays.failed("a", 0.0)
     delays.failed("b", 0.0)
     delays.failed("a", 0.0)

@@ -214,7 +214,7 @@ def test_a_user_room_is_read_by_that_user_only_whatever_options_and_token_say(op
         gate(identity(), "user:7", options)
         for room in ("user:8", "user:", "user:77", "user:7 "):
             assert refusal(gate, greedy, room, options).code is ErrorCode.FORBIDDEN
-        assert refusal(gate, ANONYMOUS, "user:7", options).code is ErrorCode.UNAUTHENTICATED
+        assert refusal(gate, ANONYMOUS, "user:7", options).code is ErrorCode.FORBIDDEN
 
 
 @pytest.mark.parametrize("options", [CLOSED, FOR_USERS, OPEN])
@@ -230,7 +230,7 @@ def test_server_rooms_are_published_to_by_literal_name_only(room: str, options: 
     error = refusal(may_publish, identity(publish=["*", "user:*", "a*"]), room, options)
     assert error.code is ErrorCode.FORBIDDEN
     assert error.message.endswith("(a pattern never matches a server's room)")
-    assert refusal(may_publish, ANONYMOUS, room, options).code is ErrorCode.UNAUTHENTICATED
+    assert refusal(may_publish, ANONYMOUS, room, options).code is ErrorCode.FORBIDDEN
 
 
 @pytest.mark.parametrize("options", [CLOSED, FOR_USERS, OPEN])

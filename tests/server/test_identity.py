@@ -63,7 +63,7 @@ async def test_a_refusal_is_held_back_but_not_past_the_deadline() -> None:
             failures.failed(address, broker.context.monotonic())
         async with connected(broker.client_port) as client:
             await client.send({"op": "auth", "id": 1, "token": "a.b.c"})
-            await until(lambda: len(failures) and failures.delay(address, broker.context.monotonic()) > 7)
+            await until(lambda: len(failures) and failures.delay(address, broker.context.monotonic()) > 3)
             jump(2.6)
             assert (await client.end()).code == 4401
 

@@ -214,7 +214,7 @@ def test_a_reader_that_goes_away_ends_listening_quietly(url: str) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "sentence"),
     [
-        (["publish", "user:7", "n"], Exit.REFUSED, "unauthenticated: "),
+        (["publish", "user:7", "n"], Exit.REFUSED, "forbidden: "),
         (["publish", "a*", "n"], Exit.FAILED, "bad_room"),
         (["listen", "deal:1", "--token", "nonsense"], Exit.REFUSED, "4401"),
         (["listen", "deal:1", "--filter", '{"like": 1}'], Exit.FAILED, "bad_message"),

@@ -15,6 +15,7 @@ import msgspec
 import orjson
 
 from broker.errors import BrokerError, ErrorCode
+from broker.protocol.events import Position
 
 MAX_DEPTH = 64
 """Nesting that every JSON parser can follow."""
@@ -35,6 +36,11 @@ class Since(msgspec.Struct, frozen=True):
 
     epoch: Annotated[str, msgspec.Meta(max_length=64)]
     offset: Offset
+
+    @property
+    def position(self) -> Position:
+        """The same, as everybody else takes it."""
+        return Position(self.epoch, self.offset)
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag=str.lower):

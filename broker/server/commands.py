@@ -208,7 +208,7 @@ def _check_history(session: Session, message: messages.History) -> HistoryQuery:
     given = [value is not None for value in (message.since, message.before, message.at)]
     if sum(given) != 1:
         raise BrokerError(ErrorCode.BAD_MESSAGE, "history takes one of since, before, at", room=room)
-    since = Position(message.since.epoch, message.since.offset) if message.since is not None else None
+    since = message.since.position if message.since is not None else None
     return HistoryQuery(limit=message.limit, since=since, before=message.before, at=message.at)
 
 

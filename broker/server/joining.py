@@ -24,7 +24,7 @@ def join_now(session: Session, message: messages.Join, filter_: Filter | None) -
     room = context.hub.find(message.room)
     if room is None or session.backlogged:
         return False
-    since, tail = _past(room, message)
+    past = since, tail = _past(room, message)
     query = _first_query(since, tail)
     page: HistoryPage | None = None
     if query is not None:
@@ -33,7 +33,7 @@ def join_now(session: Session, message: messages.Join, filter_: Filter | None) -
             return False
         if sum(len(event.wire) for event in page.events) > FRAME_BYTES:
             return False
-    catch_up = _begin(session, room, message, filter_)
+    catch_up = _begin(session, room, message, filter_, past)
     if page is not None:
         for frame in catch_up.feed(page):
             if session.write(frame) == Verdict.FULL:
@@ -51,7 +51,7 @@ async def join_later(session: Session, message: messages.Join, filter_: Filter |
     room = await open_room(session, message.room)
     if session.ending is not None:
         return
-    catch_up = _begin(session, room, message, filter_)
+    catch_up = _begin(session, room, message, filter_, _past(room, message))
     member = session.memberships[room.name]
     retention = context.hub.retention(room.name)
     try:
@@ -105,7 +105,7 @@ def _past(room: Room, message: messages.Join) -> tuple[Position | None, int]:
     """What of the past is asked for; nothing in an ephemeral room, which has none."""
     if not room.has_history:
         return None, 0
-    since = Position(message.since.epoch, message.since.offset) if message.since is not None else None
+    since = message.since.position if message.since is not None else None
     return since, min(message.tail, room.options.history)
 
 
@@ -115,7 +115,13 @@ def _first_query(since: Position | None, tail: int) -> HistoryQuery | None:
     return HistoryQuery(limit=tail, tail=tail) if tail else None
 
 
-def _begin(session: Session, room: Room, message: messages.Join, filter_: Filter | None) -> CatchUp:
+def _begin(
+    session: Session,
+    room: Room,
+    message: messages.Join,
+    filter_: Filter | None,
+    past: tuple[Position | None, int],
+) -> CatchUp:
     """Reserve the membership; the reply goes out when its position is known."""
     hub = session.context.hub
     if session.posts_wait or room.pending:
@@ -133,5 +139,5 @@ def _begin(session: Session, room: Room, message: messages.Join, filter_: Filter
             fields["members"] = presence.listing(room)
         session.answer(message.id, fields)
 
-    since, tail = _past(room, message)
+    since, tail = past
     return CatchUp(hub, member, since=since, tail=tail, answer=answer)

@@ -95,6 +95,8 @@ class Server(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     drain_timeout: Pause = 5.0
     retry_after: Pause = 10.0
     """Upper end of the jittered wait that ``bye`` asks for when the node drains."""
+    workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    """Processes on this machine that share the port, each a node. More than one needs ``redis.url``."""
 
 
 class Limits(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -222,6 +224,36 @@ class Store(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Events recorded per namespace for dictionary training."""
 
 
+class Redis(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The link to other nodes and to backends. Without ``url`` the node is alone."""
+
+    url: Text | None = None
+    """``redis://``, ``rediss://``, ``unix://``, ``redis+sentinel://host,host/service``, ``redis+cluster://``."""
+    prefix: Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern=r"^[^{}*\s]+$")] = "broker:"
+    """Of every key and channel, so that several brokers may share a Redis."""
+    connect_timeout: Deadline = 2.0
+    answer_timeout: Deadline = 1.5
+    """A command without an answer for this long has failed; publishers must hear of it within 2 s."""
+    probe_after: Deadline = 4.0
+    """Nothing heard on the subscription for this long: publish a probe to oneself."""
+    probe_timeout: Deadline = 3.0
+    """Nothing heard after this long either: the connection is dead, whatever the kernel says."""
+    node_lease: Deadline = 10.0
+    """A node that was not heard of for this long is gone, and its members with it."""
+    reader_lease: Deadline = 3.0
+    """The one reader of the ``publish`` stream is replaced when it was not heard of for this long."""
+    sweep_interval: Deadline = 5.0
+    """Between two comparisons of what was delivered with what is stored."""
+    replicas: Count = 0
+    """Replicas that must have an event before it is acknowledged (``WAIT``)."""
+    lifecycle: bool = True
+    """Tell backends who comes and goes, in the stream ``lifecycle``."""
+    lifecycle_grace: Pause = 15.0
+    """Who is back within this long has never been away, as far as the feed tells."""
+    lifecycle_length: Some = 100_000
+    """Entries kept in the feed, and in the stream of rejected entries."""
+
+
 class Wire(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Compression."""
 
@@ -254,6 +286,7 @@ class Config(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     rooms: dict[str, RoomOptions] = msgspec.field(default_factory=dict)
     admin: Admin = Admin()
     store: Store = Store()
+    redis: Redis = Redis()
     wire: Wire = Wire()
     log: Log = Log()
 

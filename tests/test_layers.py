@@ -24,7 +24,9 @@ INSIDE: Final[dict[str, frozenset[str]]] = {
     # layer: what of the package it may import besides itself and EVERYWHERE; a name stands for all below it
     "broker.protocol": frozenset(),
     "broker.auth": frozenset({"broker.protocol"}),
-    "broker.hub": frozenset({"broker.protocol", "broker.engine.base", "broker.metrics"}),
+    "broker.hub": frozenset(
+        {"broker.protocol", "broker.engine.base", "broker.engine.peers", "broker.metrics"}
+    ),
     "broker.engine": frozenset({"broker.protocol", "broker.metrics", "broker.logs"}),
     "broker.server": frozenset(
         {
@@ -32,9 +34,13 @@ INSIDE: Final[dict[str, frozenset[str]]] = {
             "broker.auth",
             "broker.hub",
             "broker.engine.base",
+            "broker.engine.peers",
             "broker.metrics",
             "broker.logs",
         }
+    ),
+    "broker.cluster": frozenset(
+        {"broker.protocol", "broker.auth.permissions", "broker.engine", "broker.metrics", "broker.logs"}
     ),
     "broker.client": frozenset({"broker.protocol"}),
     "broker.config": frozenset(),
@@ -207,10 +213,13 @@ def test_only_what_builds_everything_imports_the_admin_server() -> None:
 
 def test_engines_are_known_to_the_application_alone() -> None:
     engines = tuple(
-        name for name in MODULES if name.startswith("broker.engine.") and name != "broker.engine.base"
+        name
+        for name in MODULES
+        if name.startswith(("broker.engine.", "broker.cluster"))
+        and name not in {"broker.engine.base", "broker.engine.peers"}
     )
     found = importers(engines, but=("broker.app",))
-    tell(found, "an engine is chosen in broker.app; everybody else sees broker.engine.base")
+    tell(found, "an engine is chosen in broker.app; everybody else sees broker.engine.base and .peers")
 
 
 def test_modules_do_not_import_each_other_in_a_circle() -> None:

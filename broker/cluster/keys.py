@@ -31,6 +31,8 @@ class Keys:
         """Stream: who came and went, for backends."""
         self.departures = f"{prefix}lifecycle:departures"
         """Sorted set: departures by the time (ms) at which they become true."""
+        self.writers = f"{prefix}lifecycle:nodes"
+        """Set: nodes that have written numbers for the lifecycle feed."""
         self._backend = f"{prefix}room:"
 
     def _of(self, room: str, what: str) -> str:

@@ -6,7 +6,8 @@ it twice changes nothing. The script that writes compares with the other nodes'
 numbers and answers who is new in the whole cluster, and who has left it. A
 newcomer is told at once, unless its departure was still waiting; a departure
 waits in a sorted set for the grace time, from which each is taken by one node
-only. The numbers of a node that died are taken out by whoever noticed.
+only. The numbers of a node that died are taken out by the others; until then
+they count, so that who moves to another node has not been away.
 
 *Who* is a user, or an anonymous session. The empty one stands for everybody, so
 that a room is ``occupied`` and ``vacated`` by the same rule. Connections are the
@@ -58,7 +59,7 @@ def _who(session: SessionId, user: UserId | None) -> str:
 
 
 class Lifecycle:
-    """This node's part of the feed.
+    """What one node has to do with the feed.
 
     ``node`` gives the id of this node's incarnation, ``alive`` those of all
     nodes. ``clock`` is Unix time (s), for the entries' ``ts``.
@@ -85,8 +86,8 @@ class Lifecycle:
         self._changed: dict[str, set[str]] = {}
         """Room → who: numbers that have yet to be written."""
         self._rooms_written: set[str] = set()
-        self._gone: dict[str, None] = {}
-        """Nodes whose numbers must be taken out."""
+        self._writers: set[str] = set()
+        """Nodes that have numbers in the store, as of the last sweep."""
         self._throttle = Throttle()
         self.told = 0
         self.failed = 0
@@ -122,22 +123,13 @@ class Lifecycle:
             people.pop(who, None)
             if not people:
                 del self._here[room]
-        if room != EVERYWHERE or who != EVERYBODY:
-            self._changed.setdefault(room, set()).add(who)
-
-    # -- what happens elsewhere -------------------------------------------------------
+        self._changed.setdefault(room, set()).add(who)
 
     def write_all(self) -> None:
         """Write every number again: the store may have lost them, or this node has a new id."""
         for room, people in self._here.items():
             self._changed.setdefault(room, set()).update(people)
-        for room in self._rooms_written - self._here.keys():
-            self._changed.setdefault(room, set())
         self._rooms_written.clear()
-
-    def node_gone(self, node: str) -> None:
-        """Take the numbers of a node out; called on the one node that noticed first."""
-        self._gone[node] = None
 
     # -- the feed ---------------------------------------------------------------------
 
@@ -153,14 +145,19 @@ class Lifecycle:
                 sweep = trio.current_time() + SWEEP
                 try:
                     await self._tell_departures()
-                    await self._clear_gone()
+                    await self._clear_dead()
                 except LinkError as error:
                     self._fail(error)
 
     def flush(self) -> None:
         """Write what changed."""
         changed, self._changed = self._changed, {}
+        if not changed:
+            return
         node = self._node()
+        if node not in self._writers:
+            self._writers.add(node)
+            self._link.send(self._ignore, self._keys.writers, "SADD", self._keys.writers, node)
         for room, people in changed.items():
             here = self._here.get(room, {})
             numbers: list[str | int] = []
@@ -182,8 +179,12 @@ class Lifecycle:
             )
 
     def _speaker(self, node: str, mode: str) -> Iterator[str | int]:
-        alive = list(self._alive())
-        yield from (node, mode, FORGET, len(alive), *alive)
+        writers = {*self._alive(), *self._writers}
+        yield node
+        yield mode
+        yield FORGET
+        yield len(writers)
+        yield from writers
 
     def _index(self, node: str) -> str:
         return f"{self._keys.node(node)}:rooms"
@@ -244,17 +245,17 @@ class Lifecycle:
             if len(due) < TAKEN:
                 return
 
-    async def _clear_gone(self) -> None:
-        for node in list(self._gone):
+    async def _clear_dead(self) -> None:
+        """Take out the numbers of nodes that are no more. Several nodes may; each change is told once."""
+        writers = self._keys.writers
+        self._writers = {raw.decode() for raw in await self._link.call(writers, "SMEMBERS", writers)}
+        for node in self._writers - {*self._alive(), self._node()}:
             index = self._index(node)
             for raw in await self._link.call(index, "SMEMBERS", index):
-                room = raw.decode()
-                arguments = self._speaker(node, "gone")
-                self._tell_changes(
-                    room, await self._link.call_script(WRITE, [self._keys.who(room)], *arguments)
-                )
+                hash_, arguments = self._keys.who(raw.decode()), self._speaker(node, "gone")
+                self._tell_changes(raw.decode(), await self._link.call_script(WRITE, [hash_], *arguments))
             await self._link.call(index, "DEL", index)
-            del self._gone[node]
+            await self._link.call(writers, "SREM", writers, node)
 
     def _ignore(self, reply: Reply | LinkError) -> None:
         if isinstance(reply, LinkError):

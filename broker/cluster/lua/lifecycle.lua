@@ -4,14 +4,14 @@
 -- ARGV[1]  node that speaks, or that is spoken of
 -- ARGV[2]  "some": ARGV holds pairs (who, sessions); "gone": the node has nobody here any more
 -- ARGV[3]  expiry of the hash (ms), for rooms that nobody speaks of again
--- ARGV[4]  number n of nodes alive, ARGV[5 .. 4+n] their ids; what others say does not count
+-- ARGV[4]  number n of nodes that have numbers here, ARGV[5 .. 4+n] their ids
 -- then the pairs.
 --
 -- Returns pairs (who, 1 | -1): somebody who was nowhere and is here now, or the other way round.
 local hash, node, mode = KEYS[1], ARGV[1], ARGV[2]
-local alive = tonumber(ARGV[4])
+local writers = tonumber(ARGV[4])
 local elsewhere = {}
-for index = 5, 4 + alive do
+for index = 5, 4 + writers do
   if ARGV[index] ~= node then
     elsewhere[#elsewhere + 1] = ARGV[index]
   end
@@ -42,7 +42,7 @@ if mode == 'gone' then
     end
   end
 else
-  for index = 5 + alive, #ARGV, 2 do
+  for index = 5 + writers, #ARGV, 2 do
     changes[#changes + 1] = { ARGV[index], tonumber(ARGV[index + 1]) }
   end
 end

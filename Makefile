@@ -1,18 +1,29 @@
-# What a person types. `make run` starts the broker; `make test` proves it.
+# What a person types. `make run` starts the broker, `make cluster` three of them on Redis; `make test` proves it.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 LOCKS  := config/requirements
+ROUNDS ?= 20
+SEED   ?= 1
 
-.PHONY: run test install lint types format bench lock clean
+.PHONY: run cluster test redis faults install lint types format bench lock clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.runtime  ## start the broker, open for development
 	$(BIN)/broker serve --config config/dev.toml
 
-test: lint types  ## all that must pass before a change lands
+cluster: redis $(VENV)/.runtime  ## three nodes and a Redis of their own, open for development; Ctrl-C ends all
+	$(BIN)/python config/cluster.py
+
+test: redis lint types  ## all that must pass before a change lands
 	$(BIN)/python -m pytest --cov --cov-report=term tests
+
+redis:  ## programs that the tests run; installed where that is allowed
+	@.ci/system-packages
+
+faults: redis $(VENV)/.everything  ## break a cluster in ROUNDS ways, drawn from SEED; the ledger must hold
+	$(BIN)/python -m tests.faults --rounds $(ROUNDS) --seed $(SEED) --json .cache/faults.json
 
 install: $(VENV)/.everything  ## everything into .venv
 

@@ -37,9 +37,11 @@ from broker.protocol.samples import SampleRecorder
 from broker.server.calls import built_in
 from broker.server.connection import Traffic
 from broker.server.context import Context
+from broker.server.load import Load
+from broker.server.moving import Mover
 from broker.server.pump import Pump
 from broker.server.registry import Registry
-from broker.server.server import Server, listen
+from broker.server.server import Server, connection_limit, listen
 from broker.server.wakeup import Wakeup
 from broker.server.wheel import Wheel
 
@@ -104,7 +106,9 @@ class Broker:
             monotonic=trio.current_time,
             wall=wall,
         )
-        self.clock = Clock(self.context, self.recorder)
+        self.load = Load(self.context.registry, self.traffic, connections=connection_limit(config))
+        self.clock = Clock(self.context, self.load, self.recorder)
+        self.mover = Mover(self.context.registry)
         self.server = Server(self.context)
         self.started_at = wall()
         self.client_port = 0
@@ -154,6 +158,7 @@ class Broker:
                 nursery.start_soon(self.pump.run)
                 nursery.start_soon(self._run_fanout)
                 nursery.start_soon(self.clock.run)
+                nursery.start_soon(self.mover.run)
                 nursery.start_soon(self.context.verifier.run)
                 await nursery.start(self.server.run, listeners)
                 if config.admin.port >= 0:
@@ -179,6 +184,13 @@ class Broker:
             self.recorder.flush()
         except OSError as error:
             log.warning("cannot keep the recorded samples", error=str(error))
+
+    async def drain(self) -> int:
+        """Welcome nobody any more and ask every session to come back elsewhere; return how many were asked.
+
+        The node stays up until :meth:`stop`. Repeating it asks nobody twice.
+        """
+        return await self.server.turn_out()
 
     def stop(self) -> None:
         """Drain, then end :meth:`run`."""

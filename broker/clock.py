@@ -11,13 +11,14 @@ import trio
 from broker.protocol.messages import encode_op
 from broker.protocol.samples import SampleRecorder
 from broker.server.context import Context
+from broker.server.load import Load
 
 log = structlog.get_logger(__name__)
 
 TICK: Final = 0.1
 """Presence changes are gathered this long, and deadlines looked at this often (s)."""
 SECOND: Final = 1.0
-"""Between two looks at backlogs and at idle rooms (s)."""
+"""Between two looks at backlogs, at idle rooms, and at the node's load (s)."""
 POSITIONS: Final = 5.0
 """Between two ``position`` messages (s)."""
 HOUSEKEEPING: Final = 5.0
@@ -30,8 +31,9 @@ RAMP: Final = 5000
 class Clock:
     """Drives the sweeps of the hub, the wheel, and the slow housekeeping."""
 
-    def __init__(self, context: Context, recorder: SampleRecorder | None) -> None:
+    def __init__(self, context: Context, load: Load, recorder: SampleRecorder | None) -> None:
         self._context = context
+        self._load = load
         self._recorder = recorder
         self._frozen_at = 0
         self._problems: list[str] = []
@@ -46,6 +48,7 @@ class Clock:
             await trio.sleep_until(due)
             now = trio.current_time()
             context.stages.loop_lag.observe(now - due)
+            self._load.tick(now - due)
             due = max(due + TICK, now)
             context.hub.push_presence()
             context.wheel.advance(now)
@@ -54,6 +57,7 @@ class Clock:
                 for connection in list(context.traffic.behind):
                     connection.owner.check_progress(now)
                 context.hub.sweep_idle()
+                self._load.sample(now)
             if now >= positions:
                 positions = now + POSITIONS
                 context.hub.push_positions()

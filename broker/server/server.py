@@ -306,18 +306,29 @@ class Server:
 
     # -- drain ----------------------------------------------------------------------
 
-    async def drain(self) -> None:
-        """Upgrade no more, ask every session to come back elsewhere, and wait until they are gone.
+    async def turn_out(self) -> int:
+        """Upgrade no more, and ask every session to come back elsewhere; return how many were asked now.
 
-        Bounded by the drain and close timeouts; what is left then is cut. The
-        port stays open meanwhile: a load balancer is told 503 rather than nothing.
+        The port stays open: a load balancer is told 503 rather than nothing.
+        Whoever was asked before is not asked again, so this may be repeated.
         """
         self.draining = True
-        settings = self._settings
+        told = 0
         for number, session in enumerate(list(self._context.registry.sessions.values())):
-            session.disconnect(CloseCode.DRAINING, "this node is going away")
+            if session.ending is None:
+                session.disconnect(CloseCode.DRAINING, "this node is going away")
+                told += 1
             if number % DRAIN_CHUNK == DRAIN_CHUNK - 1:
                 await trio.lowlevel.checkpoint()
+        return told
+
+    async def drain(self) -> None:
+        """Turn everybody out, wait until they are gone, and end :meth:`run`.
+
+        Bounded by the drain and close timeouts; what is left then is cut.
+        """
+        settings = self._settings
+        await self.turn_out()
         if self._context.registry.sessions:
             with trio.move_on_after(settings.drain_timeout + settings.close_timeout):
                 await self._all_gone.wait()

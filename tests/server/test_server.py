@@ -19,7 +19,7 @@ from trio.testing import wait_all_tasks_blocked
 from broker.config import Server as Settings
 from broker.server.server import OUT_OF_RESOURCES_PAUSE, connection_limit, listen, make_tls_context
 from tests.e2e.harness import config, jump, running, until
-from tests.e2e.raw_client import connected, opened, tcp
+from tests.e2e.raw_client import RawClient, connected, opened, request, tcp
 
 
 class StarvedListener:
@@ -155,3 +155,25 @@ def test_tls_is_modern(tmp_path: Path) -> None:
     assert context is not None
     assert context.minimum_version is ssl.TLSVersion.TLSv1_2
     assert context.options & ssl.OP_NO_RENEGOTIATION
+
+
+# -- drain ------------------------------------------------------------------------
+
+
+async def test_everybody_is_turned_out_once_and_the_port_stays_open() -> None:
+    async with (
+        running(config(server={"drain_timeout": 3600.0})) as broker,
+        connected(broker.client_port) as one,
+        connected(broker.client_port) as other,
+    ):
+        assert broker.ready
+        assert await broker.drain() == 2
+        assert not broker.ready
+        assert await broker.drain() == 0  # nobody is told twice
+        for client in (one, other):
+            bye, code = await client.ended_with()
+            assert bye is not None
+            assert (bye["code"], code, bye["retry_after"] > 0) == (4503, 4503, True)
+        await until(lambda: not broker.context.registry.sessions)
+        async with await tcp(broker.client_port) as stream:
+            assert await RawClient(stream).upgrade(request()) == 503

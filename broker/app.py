@@ -22,11 +22,13 @@ from typing import Any
 import structlog
 import trio
 
+from broker import __version__
 from broker.auth.failures import FailureDelay
 from broker.auth.tokens import TokenVerifier
 from broker.clock import TICK, Clock
 from broker.config import Config
 from broker.engine.embedded import EmbeddedEngine
+from broker.engine.peers import Alone, NodeInfo
 from broker.errors import ConfigurationError
 from broker.hub.hub import Hub
 from broker.metrics import Stages
@@ -66,6 +68,7 @@ class Broker:
             commit_window=config.store.commit_window,
             clock=wall,
         )
+        self.peers = Alone(self._describe)
         encoder = Encoder(config.wire, self.dictionaries)
         self._wakeup = Wakeup()
         stages = Stages()
@@ -73,6 +76,7 @@ class Broker:
             config,
             self.engine,
             encoder,
+            peers=self.peers,
             monotonic=trio.current_time,
             wall=wall,
             wake=self._wakeup.set,
@@ -93,12 +97,13 @@ class Broker:
             node=config.node or f"{socket.gethostname()}-{os.getpid()}",
             hub=self.hub,
             engine=self.engine,
+            peers=self.peers,
             encoder=encoder,
             zstd=ZstdReader(config.limits.inflated_bytes, self.dictionaries.for_reading),
             dictionaries=self.dictionaries,
             verifier=TokenVerifier(config.auth, dev=config.dev, wall_clock=wall),
             failures=FailureDelay(),
-            registry=Registry(config.limits, config.rates),
+            registry=Registry(config.limits, config.rates, self.peers),
             methods=built_in(),
             traffic=self.traffic,
             wheel=Wheel(TICK),
@@ -114,6 +119,17 @@ class Broker:
         self.client_port = 0
         self.admin_port = -1
         self._stopping = trio.Event()
+
+    def _describe(self) -> NodeInfo:
+        """What others and operators see of this node."""
+        return NodeInfo(
+            id=self.context.node,
+            name=self.context.node,
+            version=__version__,
+            started_at=self.started_at,
+            sessions=len(self.context.registry.sessions),
+            draining=not self.ready,
+        )
 
     # -- rounds: the pump drives them while it is busy, a task of their own does the rest --------
 

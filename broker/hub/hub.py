@@ -12,6 +12,7 @@ from typing import Any
 
 from broker.config import Config, RoomOptions
 from broker.engine.base import Done, Engine, Retention, Seen
+from broker.engine.peers import Peers
 from broker.errors import BrokerError, ErrorCode
 from broker.hub import presence
 from broker.hub.fanout import FanOut
@@ -40,6 +41,7 @@ class Hub:
         engine: Engine,
         encoder: Encoder,
         *,
+        peers: Peers,
         monotonic: Callable[[], float],
         wall: Callable[[], float],
         wake: Callable[[], None],
@@ -48,6 +50,7 @@ class Hub:
     ) -> None:
         self._config = config
         self._engine = engine
+        self._peers = peers
         self._monotonic = monotonic
         self._wall = wall
         self._sample = sample

@@ -9,6 +9,7 @@ from broker.auth.failures import FailureDelay
 from broker.auth.tokens import TokenVerifier
 from broker.config import Config
 from broker.engine.base import Engine
+from broker.engine.peers import Peers
 from broker.hub.hub import Hub
 from broker.metrics import Stages
 from broker.protocol.codec import Encoder
@@ -32,6 +33,7 @@ class Context:
     node: str
     hub: Hub
     engine: Engine
+    peers: Peers
     encoder: Encoder
     zstd: ZstdReader
     dictionaries: Dictionaries

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from broker.config import Limits, Rates
+from broker.engine.peers import Peers
 from broker.errors import CloseCode
 from broker.logs import Throttle
 from broker.protocol.events import SessionId, UserId
@@ -27,11 +28,12 @@ OTHER = 0
 
 
 class Registry:
-    """Both directions of every index change together, in the methods below."""
+    """Both directions of every index change together, in the methods below, and other nodes are told."""
 
-    def __init__(self, limits: Limits, rates: Rates) -> None:
+    def __init__(self, limits: Limits, rates: Rates, peers: Peers) -> None:
         self._limits = limits
         self._rates = rates
+        self._peers = peers
         self.sessions: dict[SessionId, Session] = {}
         self._users: dict[UserId, dict[SessionId, Session]] = {}
         self._user_rates: dict[UserId, RateLimiter] = {}
@@ -83,6 +85,7 @@ class Registry:
         """A session begins."""
         self.sessions[session.id] = session
         self.opened += 1
+        self._peers.appeared(session.id, session.user)
 
     def has_place(self, user: UserId) -> bool:
         """Whether one more session of this user is allowed."""
@@ -94,6 +97,7 @@ class Registry:
         self._users.setdefault(user, {})[session.id] = session
         if self._rates.enabled and user not in self._user_rates:
             self._user_rates[user] = RateLimiter(self._rates, self._rates.user_factor)
+        self._peers.appeared(session.id, user)
 
     def user_rates(self, user: UserId) -> RateLimiter | None:
         """The buckets that all sessions of a user share."""
@@ -116,6 +120,7 @@ class Registry:
     def close(self, session: Session, code: int) -> None:
         """A session ended with ``code``."""
         del self.sessions[session.id]
+        self._peers.vanished(session.id, session.user)
         label = code if code in LABELS else OTHER
         self.closes[label] = self.closes.get(label, 0) + 1
         if session.user is None:

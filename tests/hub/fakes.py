@@ -1,15 +1,16 @@
-"""What stands in for the edge and the store in the hub's tests.
+"""What stands in for the edge, the store, and other nodes in the hub's tests.
 
 :class:`FakeSink` is a session whose socket (:class:`FakeSocket`) takes as many
 bytes as a test allows. :class:`MemoryEngine` is an engine that stores at once
-and delivers when a test wants it to. :class:`Node` is a hub between the two,
-and :class:`Joining` drives a join the way ``broker.server.joining`` does, one
+and delivers when a test wants it to. :class:`FakePeers` are other nodes that
+note what they are told. :class:`Node` is a hub between them all, and
+:class:`Joining` drives a join the way ``broker.server.joining`` does, one
 read at a time. Nothing here waits for time: the clock is set by hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ import zstandard
 
 from broker.config import Config, Limits, RoomOptions, Wire
 from broker.engine.base import Deliver, Done, HistoryPage, HistoryQuery, Retention, Seen
+from broker.engine.peers import Answer, Described, Handler, Mate, NodeInfo
 from broker.engine.selection import select
 from broker.errors import BrokerError, CloseCode, ErrorCode
 from broker.hub.hub import Hub
@@ -450,6 +452,64 @@ class MemoryEngine:
         return {"streams": len(self.streams)}
 
 
+class FakePeers:
+    """Other nodes: notes what the hub tells them, and hears of every room at once.
+
+    ``far``: rooms that are heard of only once somebody waits for it. ``slots``:
+    what is remembered of a room elsewhere. ``elsewhere``: members of rooms there.
+    """
+
+    def __init__(self) -> None:
+        self.relayed: list[tuple[Event, float]] = []
+        self.touches: list[tuple[str, SessionId, UserId | None, Described | None]] = []
+        self.attachments: set[str] = set()
+        self.far: set[str] = set()
+        self.slots: dict[str, list[Event]] = {}
+        self.elsewhere: dict[str, list[Mate]] = {}
+        self.here: list[tuple[SessionId, UserId | None]] = []
+        """Sessions that appeared and have not vanished, once for each time they were told."""
+
+    def attached(self, room: str) -> bool:
+        return room not in self.far or room in self.attachments
+
+    async def attach(self, room: str, *, slots: bool = False) -> Sequence[Event]:
+        await trio.lowlevel.checkpoint()
+        self.attachments.add(room)
+        return self.slots.get(room, ()) if slots else ()
+
+    def detach(self, room: str) -> None:
+        self.attachments.discard(room)
+
+    def relay(self, event: Event, *, remember: float = 0.0) -> None:
+        self.relayed.append((event, remember))
+
+    def touch(self, room: str, session: SessionId, user: UserId | None, member: Described | None) -> None:
+        self.touches.append((room, session, user, member))
+
+    async def mates(self, room: str) -> Sequence[Mate]:
+        await trio.lowlevel.checkpoint()
+        return self.elsewhere.get(room, ())
+
+    def appeared(self, session: SessionId, user: UserId | None) -> None:
+        self.here.append((session, user))
+
+    def vanished(self, session: SessionId, user: UserId | None) -> None:
+        self.here = [entry for entry in self.here if entry[0] != session]
+
+    def part(self) -> None:
+        """Nobody here listens."""
+
+    def nodes(self) -> Sequence[NodeInfo]:
+        return ()
+
+    def serve(self, method: str, handler: Handler) -> None:
+        """Nobody here asks."""
+
+    async def ask(self, method: str, parameters: Any) -> Sequence[Answer]:
+        await trio.lowlevel.checkpoint()
+        return ()
+
+
 class Joining:
     """A join on its way, read by read. ``reply`` is its answer, once there is one; it names ``id``."""
 
@@ -507,6 +567,7 @@ class Node:
     def __init__(self, *, limits: Limits | None = None, **rooms: RoomOptions) -> None:
         self.clock = ManualClock()
         self.engine = MemoryEngine()
+        self.peers = FakePeers()
         self.encoder = PickyEncoder()
         self.wakes = 0
         self.joins = 0
@@ -518,6 +579,7 @@ class Node:
             config,
             self.engine,
             self.encoder,
+            peers=self.peers,
             monotonic=self.clock,
             wall=self.clock,
             wake=self._wake,

@@ -9,13 +9,14 @@ from broker.config import Limits, Rates
 from broker.server.connection import Traffic
 from broker.server.load import LAG_MEMORY, Figures, Load
 from broker.server.registry import Registry
+from tests.hub.fakes import FakePeers
 
 
 class Machine:
     """Whatever a load is measured of, set by hand."""
 
     def __init__(self, *, connections: int = 100, outbox: int = 1000) -> None:
-        self.registry = Registry(Limits(), Rates())
+        self.registry = Registry(Limits(), Rates(), FakePeers())
         self.traffic = Traffic(cast("Any", None), cast("Any", None), cast("Any", None), outbox_bytes=0,
                                process_outbox_bytes=outbox)  # fmt: skip
         self.burnt = 0.0

@@ -14,6 +14,7 @@ from broker.server.moving import CHUNK, Mover
 from broker.server.registry import Registry
 from tests.e2e.harness import CONFIG, running, until
 from tests.e2e.raw_client import connected
+from tests.hub.fakes import FakePeers
 
 
 class Traveller:
@@ -37,7 +38,7 @@ class Station:
     def __init__(self, sessions: int) -> None:
         self.diary: list[tuple[float, str]] = []
         self.travellers = [Traveller(str(number), self.diary) for number in range(sessions)]
-        registry = Registry(Limits(), Rates())
+        registry = Registry(Limits(), Rates(), FakePeers())
         registry.sessions = cast("Any", {each.id: each for each in self.travellers})
         self.mover = Mover(registry)
         self.began = trio.current_time()

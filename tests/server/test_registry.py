@@ -13,6 +13,7 @@ from broker.config import Limits, Rates
 from broker.errors import CloseCode
 from broker.protocol.events import SessionId, UserId
 from broker.server.registry import OTHER, Registry
+from tests.hub.fakes import FakePeers
 
 if TYPE_CHECKING:
     from broker.server.session import Session
@@ -42,7 +43,7 @@ def identify(registry: Registry, session: Session, user: UserId) -> None:
 
 def make(*, strangers: int = 2, sessions: int = 2, rates: bool = True) -> Registry:
     limits = Limits(unauthenticated_per_address=strangers, sessions_per_user=sessions)
-    return Registry(limits, Rates(enabled=rates))
+    return Registry(limits, Rates(enabled=rates), FakePeers())
 
 
 def test_an_address_has_so_many_strangers() -> None:

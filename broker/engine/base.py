@@ -28,6 +28,14 @@ Done = Callable[["Position | BrokerError"], None]
 """Called once per publish, after ``deliver`` of that event. Must not raise."""
 
 
+Moved = Callable[[str, Position], None]
+"""Called with an open room and where its stream is now, when no event can be delivered that leads there."""
+
+
+def stays(_room: str, _position: Position) -> None:
+    """For callers whose engine's streams only ever move by events."""
+
+
 class Retention(NamedTuple):
     """How much of a room's past is kept: ``size`` events, none older than ``ttl`` seconds."""
 
@@ -79,10 +87,17 @@ class Engine(Protocol):
     """What every engine offers."""
 
     async def run(
-        self, deliver: Deliver, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self,
+        deliver: Deliver,
+        moved: Moved = stays,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Run until cancelled; started once the store is usable. The owner of every task inside.
 
+        ``moved`` is told of an open room whose stream was replaced (another
+        epoch), or has lost what would have come next. A store that belongs to
+        this engine alone never does that.
         On cancellation everything acknowledged is on disk and nothing else runs.
         Raises :class:`~broker.errors.ConfigurationError` if the store cannot be used at all.
         """

@@ -20,7 +20,7 @@ from typing import Any
 
 import trio
 
-from broker.engine.base import Deliver, Done, HistoryPage, HistoryQuery, Retention, Seen
+from broker.engine.base import Deliver, Done, HistoryPage, HistoryQuery, Moved, Retention, Seen, stays
 from broker.engine.batch import Acknowledge, Batch, Close, Open, Request, Sweep, unavailable
 from broker.engine.commit_queue import CommitQueue
 from broker.engine.open_rooms import OpenRooms
@@ -79,7 +79,11 @@ class EmbeddedEngine:
     # Life
 
     async def run(
-        self, deliver: Deliver, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self,
+        deliver: Deliver,
+        moved: Moved = stays,  # never: nobody else touches this store
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Run until cancelled; see :meth:`broker.engine.base.Engine.run`.
 

@@ -44,6 +44,11 @@ class Ring:
         if len(events) > self._spill:
             del events[: len(events) - self._capacity]
 
+    def restart(self, top: Position) -> None:
+        """Forget everything: the stream goes on after ``top``, and what we have does not lead there."""
+        self.top = top
+        self._events.clear()
+
     def extend_left(self, older: Sequence[Event]) -> None:
         """Take events that were read from the store, as far as they touch ours and fit.
 

@@ -166,7 +166,7 @@ def decode(payload: bytes, max_batch: int) -> list[Any]:
 
     Never raises. Text that is no JSON gives one refusal without id.
     """
-    if payload.count(b"{") + payload.count(b"[") > MAX_DEPTH and _too_deep(payload):
+    if too_deep(payload):
         return [_refuse(None, None, ErrorCode.BAD_MESSAGE, f"JSON nested deeper than {MAX_DEPTH}")]
     try:
         if payload[:1] == b"{":
@@ -180,7 +180,12 @@ def decode(payload: bytes, max_batch: int) -> list[Any]:
     return _decode_slowly(payload, max_batch)
 
 
-def _too_deep(payload: bytes) -> bool:
+def too_deep(payload: bytes) -> bool:
+    """Whether this JSON text is nested deeper than :data:`MAX_DEPTH`. Without so many brackets it is not."""
+    return payload.count(b"{") + payload.count(b"[") > MAX_DEPTH and _deeper(payload)
+
+
+def _deeper(payload: bytes) -> bool:
     depth = 0
     for character in _STRING.sub(b"", payload).translate(None, _NOT_BRACKETS):
         if character in _OPENING:

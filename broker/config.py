@@ -12,7 +12,7 @@ tell the same ones; what one key's type cannot say is in
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -49,6 +49,9 @@ Size = Annotated[int, msgspec.Meta(ge=64, le=GIB)]
 
 Access = Literal["token", "user", "anyone"]
 """Who may do it: only whose token names the room · any authenticated user · every session."""
+
+Texts = Annotated[tuple[Text, ...], msgspec.Meta(extra={"or_one": True})]
+"""A list of texts, or one text alone, which is a list of one."""
 
 SlowPolicy = Literal["disconnect", "drop", "latest"]
 """What a full outbox means for a room's events (``docs/slow-consumers.md``)."""
@@ -254,6 +257,23 @@ class Redis(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Entries kept in the feed, and in the stream of rejected entries."""
 
 
+class Route(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Copies events into other rooms (``docs/event-bus.md``)."""
+
+    source: Texts = msgspec.field(name="from")
+    """Patterns of rooms, as in tokens: ``deal:*``."""
+    event: Texts = ()
+    """Names of events, or how they begin (``deal-*``); empty: every event."""
+    filter: dict[str, Any] | None = None
+    """Only events whose tags match; the tree that a join takes."""
+    to: Texts
+    """Rooms that get a copy: names, or templates (``user:{data.owner}``)."""
+    rename: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
+    """Name of the event in the copy."""
+    data: Texts | None = None
+    """Keys of ``data`` that the copy keeps; unset: all of it."""
+
+
 class Wire(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Compression."""
 
@@ -287,6 +307,7 @@ class Config(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     admin: Admin = Admin()
     store: Store = Store()
     redis: Redis = Redis()
+    routes: tuple[Route, ...] = ()
     wire: Wire = Wire()
     log: Log = Log()
 

@@ -19,6 +19,7 @@ from broker.auth.keys import DEVELOPMENT_SECRET, KeyRing
 from broker.config import Config
 from broker.errors import ConfigurationError
 from broker.protocol.origin import OriginPolicy
+from broker.routes import mistakes
 from broker.settings_names import Path, quote
 
 _FILE_BYTES = 1 << 20
@@ -37,12 +38,14 @@ class Contradiction(NamedTuple):
 def contradictions(config: Config) -> Iterator[Contradiction]:
     """Everything in ``config`` that cannot work, in the order of the schema."""
     yield from _listening(config)
+    yield from _workers(config)
     yield from _tls(config)
     yield from _origins(config)
     yield from _proxies(config)
     yield from _keys(config)
     yield from _admin(config)
     yield from _rooms(config)
+    yield from _routes(config)
 
 
 def is_loopback(host: str) -> bool:
@@ -68,6 +71,15 @@ def _listening(config: Config) -> Iterator[Contradiction]:
             (("admin", "port"), ("server", "port"), ("admin", "host"), ("server", "host")),
             f"{config.admin.port} is the client port as well",
             "give each its own port (0 lets the system choose)",
+        )
+
+
+def _workers(config: Config) -> Iterator[Contradiction]:
+    if config.server.workers > 1 and config.redis.url is None:
+        yield Contradiction(
+            (("server", "workers"), ("redis", "url")),
+            f"{config.server.workers} processes share their rooms through Redis, and there is no redis.url",
+            "give redis.url (--redis URL), or write workers = 1",
         )
 
 
@@ -223,3 +235,10 @@ def _rooms(config: Config) -> Iterator[Contradiction]:
             "samples need a place on disk",
             "set store.data, or record = false",
         )
+
+
+def _routes(config: Config) -> Iterator[Contradiction]:
+    """Each rule as the router will compile it."""
+    for index, route in enumerate(config.routes):
+        for mistake in mistakes(route):
+            yield Contradiction((("routes",),), mistake.problem, mistake.mend, f"[{index}]{mistake.at}")

@@ -11,13 +11,14 @@ import json
 import re
 from collections.abc import Iterable
 
+import msgspec
 from msgspec import inspect
 
 Path = tuple[str, ...]
 """Where a key stands: ``("limits", "outbox_bytes")``; written with dots for people."""
 
-SECRET = frozenset({"secret", "token", "keys"})
-"""Keys whose values are never repeated in a message or a summary."""
+SECRET = frozenset({"secret", "token", "keys", "url"})
+"""Keys whose values are never repeated in a message or a summary; a URL may hold a password."""
 
 _BARE = re.compile("[A-Za-z0-9_-]+")
 """Keys that TOML writes without quotes."""
@@ -31,6 +32,8 @@ SHORT_FLAGS: dict[Path, str] = {
     ("server", "tls_cert"): "--tls-cert",
     ("server", "tls_key"): "--tls-key",
     ("store", "data"): "--data",
+    ("redis", "url"): "--redis",
+    ("server", "workers"): "--workers",
 }
 """Flags that are shorter than their key."""
 
@@ -110,7 +113,7 @@ def toml(value: object) -> str:
         case list() | tuple():
             # One level is shown: JSON from a variable may nest deeper than Python recurses.
             return "[" + ", ".join(toml(item) if _flat(item) else "[…]" for item in value[:_SHOWN]) + "]"
-        case dict():
+        case dict() | msgspec.Struct():
             return "{…}"
         case _:
             return str(value)
@@ -136,6 +139,8 @@ def describe(kind: inspect.Type) -> str:
         case inspect.VarTupleType():
             what = "tables" if isinstance(kind.item_type, inspect.StructType) else "texts"
             return f"a list of {what}"
+        case inspect.Metadata():
+            return "a text or a list of texts"
         case inspect.UnionType():
             return describe(required(kind))
         case _:

@@ -125,8 +125,12 @@ def conform(value: object, kind: inspect.Type, *, name: str = "") -> Any:
     """
     if isinstance(kind, inspect.UnionType) and value is None:
         return None
-    kind = required(kind)
+    kind = expected = required(kind)
+    if isinstance(kind, inspect.Metadata):  # a list in which one text may stand for itself
+        kind, value = kind.type, [value] if isinstance(value, str) else value
     match kind:
+        case inspect.DictType() if isinstance(value, dict):
+            return value
         case inspect.VarTupleType() if isinstance(value, (list, tuple)):
             return tuple(_each(value, kind.item_type, name))
         case inspect.StructType() if isinstance(value, dict):
@@ -147,7 +151,7 @@ def conform(value: object, kind: inspect.Type, *, name: str = "") -> Any:
             return _text(value, kind, hidden=name in SECRET)
         case _:
             found = show(value, hidden=name in SECRET)
-            raise Faults([Fault("", f"{found} has the wrong type", f"give {describe(kind)}")])
+            raise Faults([Fault("", f"{found} has the wrong type", f"give {describe(expected)}")])
 
 
 def _bounded(value: float, kind: inspect.IntType | inspect.FloatType) -> float:
@@ -184,7 +188,7 @@ def _each(values: Iterable[object], kind: inspect.Type, name: str) -> list[Any]:
 
 
 def _table(values: dict[str, Any], kind: inspect.StructType) -> Any:
-    known = fields(kind)
+    known = {field.encode_name: field for field in kind.fields}
     faults: list[Fault] = []
     found: dict[str, Any] = {}
     for name, value in values.items():
@@ -192,12 +196,12 @@ def _table(values: dict[str, Any], kind: inspect.StructType) -> Any:
             faults.append(Fault(f".{dotted((name,))}", "unknown key", did_you_mean(name, known)))
             continue
         try:
-            found[name] = conform(value, known[name], name=name)
+            found[known[name].name] = conform(value, known[name].type, name=name)
         except Faults as bad:
             faults += [fault._replace(at=f".{name}{fault.at}") for fault in bad.faults]
-    for field in kind.fields:
-        if field.required and field.name not in values:
-            faults.append(Fault(f".{field.name}", "missing", f"give {describe(field.type)}"))
+    for name, field in known.items():
+        if field.required and name not in values:
+            faults.append(Fault(f".{name}", "missing", f"give {describe(field.type)}"))
     if faults:
         raise Faults(faults)
     return kind.cls(**found)

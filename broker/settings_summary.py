@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from broker.config import Auth, Config, RoomOptions
-from broker.settings_names import SECRET, dotted, toml
+from broker.settings_names import SECRET, dotted, quote, toml
 from broker.settings_schema import KEYS
 
 
@@ -16,9 +16,12 @@ def summary(config: Config) -> Iterator[str]:
     yield f"clients   {scheme}://{_authority(config.server.host, config.server.port)}/ws"
     yield f"admin     {_admin(config)}"
     yield f"sessions  {_sessions(config)}"
-    yield f"store     {config.store.data or 'memory only: history ends with the process'}"
+    yield f"store     {_store(config)}"
     for name, options in config.rooms.items():
         yield f"rooms     {name}: {_room(options)}"
+    for route in config.routes:
+        events = f"events {_texts(route.event)} of " if route.event else ""
+        yield f"route     {events}{_texts(route.source)} to {_texts(route.to)}"
     for path, key in KEYS.items():
         value: Any = config
         for part in path:
@@ -30,6 +33,18 @@ def summary(config: Config) -> Iterator[str]:
 
 def _authority(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _texts(texts: Iterable[str]) -> str:
+    return ", ".join(map(quote, texts))
+
+
+def _store(config: Config) -> str:
+    if config.redis.url is None:
+        return config.store.data or "memory only: history ends with the process"
+    scheme, _, rest = config.redis.url.partition("://")
+    place = rest.partition("?")[0].rpartition("@")[2]  # user and password stand before the @
+    return f"{scheme}://{place}, shared with every node that uses {quote(config.redis.prefix)}"
 
 
 def _admin(config: Config) -> str:

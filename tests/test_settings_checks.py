@@ -8,7 +8,7 @@ import pytest
 import trustme
 
 from broker.auth.keys import DEVELOPMENT_SECRET
-from broker.config import Admin, Auth, Config, Key, RoomOptions, Server, Store
+from broker.config import Admin, Auth, Config, Key, Redis, RoomOptions, Route, Server, Store
 from broker.settings_checks import contradictions, is_loopback, warnings
 
 OPEN = Auth(anonymous=True)
@@ -242,3 +242,26 @@ def test_the_room_of_everybody_has_no_past() -> None:
     (line,) = problems(Config(auth=OPEN, rooms={"all": RoomOptions(history=10)}))
     assert line.startswith("rooms.all.history: nobody joins the room all")
     assert problems(Config(auth=OPEN, rooms={"all": RoomOptions(), "default": RoomOptions(history=10)})) == []
+
+
+# --- Several processes, and rules -------------------------------------------------------
+
+
+def test_several_workers_need_a_redis() -> None:
+    (line,) = problems(Config(auth=OPEN, server=Server(workers=4)))
+    assert line.startswith("server.workers: 4 processes share their rooms through Redis")
+    assert "give redis.url" in line
+    shared = Redis(url="redis://127.0.0.1")
+    assert problems(Config(auth=OPEN, server=Server(workers=4), redis=shared)) == []
+
+
+def test_every_mistake_of_every_rule_is_told() -> None:
+    good = Route(source=("deal:*",), to=("activity",))
+    bad = Route(source=("deal:\x07*",), to=("activity", "deal:{id}"), event=("a*b",), filter={"like": 1})
+    lines = problems(Config(auth=OPEN, routes=(good, bad)))
+    assert [line.partition(": ")[0] for line in lines] == [
+        "routes[1].from",
+        "routes[1].event[0]",
+        "routes[1].filter",
+        "routes[1].to[1]",
+    ]

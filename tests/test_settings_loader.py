@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import inspect
 
-from broker.config import USER_HISTORY, Config, Rate, RoomOptions
+from broker.config import USER_HISTORY, Config, Rate, RoomOptions, Route
 from broker.errors import ConfigurationError
 from broker.settings_loader import DEVELOPMENT, ConfigurationErrors, load
 from broker.settings_names import describe, dotted, flag, required, variable
@@ -364,7 +365,7 @@ def test_the_manual_mentions_every_key() -> None:
             if found[2].startswith("{"):
                 mentioned |= {f"{section}{found[1]}.{part}" for part in re.findall(r"(\w+) =", found[2])}
     keys = {dotted(path) for path in KEYS} | {f"rooms.default.{key}" for key in ROOM_KEYS}
-    assert keys - mentioned == {"auth.keys"}  # whose table is shown as an example
+    assert keys - mentioned == {"auth.keys", "routes"}  # whose tables are shown as examples
 
 
 def test_the_key_shown_in_the_manual_is_complete(tmp_path: Path) -> None:
@@ -374,6 +375,38 @@ def test_the_key_shown_in_the_manual_is_complete(tmp_path: Path) -> None:
     assert len(lines) == 2
     assert "auth.keys[0].file: cannot read" in lines[0]
     assert "auth.keys[2].secret: a secret of" in lines[1]
+
+
+def test_the_route_shown_in_the_manual_is_sound_and_complete(tmp_path: Path) -> None:
+    text = (CONFIG / "broker.toml").read_text()
+    example = text[text.index("# [[routes]]") : text.index("[wire]")].replace("\n# ", "\n")[2:]
+    (route,) = read(example, tmp_path).routes
+    assert all(value for value in msgspec.structs.asdict(route).values())
+
+
+def test_routes_are_json_in_a_variable_and_one_text_is_a_list(tmp_path: Path) -> None:
+    text = '[{"from": "deal:*", "to": ["activity", "all"], "event": "won", "data": []}]'
+    expected = Route(source=("deal:*",), to=("activity", "all"), event=("won",), data=())
+    assert read("", tmp_path, {"BROKER_ROUTES": text}).routes == (expected,)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[routes]\nfrom = 'a'", "routes: {…} (table) has the wrong type; give a list of tables"),
+        ("[[routes]]\nto = 'a'", "routes[0].from: missing; give a text or a list of texts"),
+        ("[[routes]]\nfrom = 1\nto = 'a'", "routes[0].from: 1 (integer) has the wrong type; give a text or"),
+        ("[[routes]]\nfrom = 'a'\nto = [1]", "routes[0].to[0]: 1 (integer) has the wrong type"),
+        ("[[routes]]\nfrom = 'a'\nto = 'b'\nfilter = 'x'", 'routes[0].filter: "x" (string) has the wrong'),
+        (
+            "[[routes]]\nfrom = 'a'\nto = 'b'\nevents = 'x'",
+            "routes[0].events: unknown key; did you mean event?",
+        ),
+        ("[[routes]]\nfrom = 'a'\nto = 'a'", "routes[0].to[0]: may reach a room that the rule copies from"),
+    ],
+)
+def test_what_a_bad_route_is_told(text: str, line: str, tmp_path: Path) -> None:
+    assert complaints(text, tmp_path)[0].removeprefix("broker.toml: ").startswith(line)
 
 
 def test_the_development_file() -> None:
@@ -432,6 +465,16 @@ def test_a_summary_tells_what_is_in_effect_but_no_secret(tmp_path: Path) -> None
     assert "deal: join token, publish token, 5 events for 86400 s, slow: disconnect" in lines
     assert 'changed   node = "n1"' in lines
     assert "changed   auth.keys = (hidden)" in lines
+    assert "hush" not in lines
+    shared = read(
+        "[[routes]]\nfrom = 'a:*'\nevent = 'e'\nto = ['b', 'c:{id}']",
+        tmp_path,
+        redis__url="redis://u:hush@r:1/0?x=hush",
+    )
+    lines = "\n".join(summary(shared))
+    assert 'store     redis://r:1/0, shared with every node that uses "broker:"' in lines
+    assert 'route     events "e" of "a:*" to "b", "c:{id}"' in lines
+    assert "changed   redis.url = (hidden)" in lines
     assert "hush" not in lines
     dev = "\n".join(summary(load(None, env={}, flags={"dev": True, "admin.token": "hush"})))
     assert "tokens by the development key" in dev

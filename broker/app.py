@@ -128,6 +128,7 @@ class Broker:
             version=__version__,
             started_at=self.started_at,
             sessions=len(self.context.registry.sessions),
+            load=self.load.figures.load,
             draining=not self.ready,
         )
 
@@ -176,6 +177,10 @@ class Broker:
                 nursery.start_soon(self.clock.run)
                 nursery.start_soon(self.mover.run)
                 nursery.start_soon(self.context.verifier.run)
+                if config.redis.url is not None:
+                    from broker.admin.questions import serve  # noqa: PLC0415 - not needed by a node alone
+
+                    serve(self)
                 await nursery.start(self.server.run, listeners)
                 if config.admin.port >= 0:
                     from broker.admin.server import AdminServer  # noqa: PLC0415 - 15 MB that not everybody needs
@@ -186,6 +191,7 @@ class Broker:
                     on_ready(self)
                 task_status.started()
                 await self._stopping.wait()
+                self._part()
                 await self.server.drain()
                 nursery.cancel_scope.cancel()
         finally:
@@ -206,7 +212,14 @@ class Broker:
 
         The node stays up until :meth:`stop`. Repeating it asks nobody twice.
         """
+        self._part()
         return await self.server.turn_out()
+
+    def _part(self) -> None:
+        """Before sessions are asked to go: they will be back elsewhere, so nobody is told that they leave."""
+        if not self.server.draining:
+            self.server.draining = True
+            self.peers.part()
 
     def stop(self) -> None:
         """Drain, then end :meth:`run`."""

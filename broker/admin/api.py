@@ -3,42 +3,71 @@
 from __future__ import annotations
 
 import heapq
-from itertools import islice
+from functools import reduce
 from typing import Any, Final
 
 import msgspec
+from prometheus_client.registry import Collector
 
-from broker.admin import overview, prometheus, publishing
+from broker.admin import nodes, overview, prometheus, publishing
+from broker.admin.merging import (
+    first_members,
+    join_rooms,
+    keep_first,
+    latest,
+    merge_fullest,
+    merge_pages,
+    total,
+)
 from broker.admin.models import (
     Broadcast,
     BroadcastResult,
     Disconnect,
     Disconnected,
     Health,
+    LocalQuery,
+    NodeAnswer,
     Placed,
     Publish,
     RoomDetail,
     RoomPage,
     RoomsQuery,
+    RoomSummary,
+    SeenInfo,
     SessionDetail,
+    SessionInfo,
     SessionPage,
     SessionsQuery,
     UserDetail,
 )
+from broker.admin.models_nodes import Drain, Drained, LoadPage, NodesPage, Rebalance, Rebalanced
 from broker.admin.operations import Call, Operation, Raw
-from broker.admin.paging import page, read_cursor, write_cursor
+from broker.admin.paging import read_cursor, write_cursor
+from broker.admin.parts import MAX_LISTED, Named, OfGroup, summarize
+from broker.admin.prometheus import BrokerCollector, WorkersCollector
 from broker.admin.publishing import Content
-from broker.admin.statistics import Statistics, is_ready
+from broker.admin.questions import (
+    DISCONNECT,
+    FULLEST,
+    ROOM,
+    ROOMS,
+    SESSION,
+    SESSIONS,
+    STATISTICS,
+    USER,
+    Heard,
+    hear,
+    hear_others,
+)
+from broker.admin.statistics import Snapshot, Statistics, StatisticsPage, is_ready
 from broker.auth.permissions import check_room, user_room, valid_user
 from broker.engine.base import HistoryQuery
 from broker.errors import BrokerError, ErrorCode
-from broker.hub import presence
-from broker.hub.rooms import Member, MemberState, Room
-from broker.protocol.events import Position, SessionId, UserId
-from broker.server.session import Session
+from broker.hub.rooms import Room
+from broker.protocol.events import UserId
 
-MAX_LISTED: Final = 500
-"""Members, acknowledgements or sessions listed inside one answer; the counts beside them are of all."""
+SUMMED: Final = ("hub", "registry", "tokens", "traffic", "mover")
+"""Parts of the statistics whose numbers mean something when those of several nodes are added."""
 
 # -- health and numbers -----------------------------------------------------------
 
@@ -56,14 +85,41 @@ async def readiness(call: Call) -> Any:
 
 
 async def stats(call: Call) -> Any:
-    """One snapshot of all counters."""
-    return await call.statistics()
+    """One snapshot of all counters, with those of the other nodes."""
+    own = await call.statistics()
+    heard: Heard[Snapshot | None] = Heard([], [])
+    if not call.query.local:
+        heard = await hear_others(call.node, STATISTICS, OfGroup())
+    others = {name: answer.statistics for name, answer in heard.found if answer is not None}
+    return StatisticsPage(
+        **msgspec.structs.asdict(own),
+        others=others,
+        totals=_totals([own, *others.values()]) if others else {},
+        nodes=[NodeAnswer(node=own.node), *heard.nodes],
+        partial=heard.partial,
+    )
+
+
+def _totals(snapshots: list[Statistics]) -> dict[str, Any]:
+    parts = msgspec.to_builtins(snapshots)
+    return {name: total([part[name] for part in parts]) for name in SUMMED}
 
 
 async def metrics(call: Call) -> Any:
-    """The same for Prometheus."""
-    text = prometheus.exposition(await call.statistics(), call.node.context.stages)
-    return Raw(text, prometheus.CONTENT_TYPE, {})
+    """The same for Prometheus; where this port speaks for several workers, of all of them."""
+    node = call.node
+    own = BrokerCollector(await call.statistics(), dict(node.context.stages.items()))
+    here = node.context.peers.nodes()[0]
+    collector: Collector = own
+    if here.group:
+        heard = await hear_others(node, STATISTICS, OfGroup(group=here.group))
+        workers = {here.name: own}
+        for name, answer in heard.found:
+            if answer is not None:
+                workers[name] = BrokerCollector(answer.statistics, answer.stages())
+        group = [each.name for each in node.context.peers.nodes() if each.group == here.group]
+        collector = WorkersCollector(workers, {name: name in workers for name in group})
+    return Raw(prometheus.exposition(collector), prometheus.CONTENT_TYPE, {})
 
 
 async def document(call: Call) -> Any:
@@ -82,40 +138,31 @@ async def page_for_people(call: Call) -> Any:
 async def rooms(call: Call) -> Any:
     """List rooms, by name or the fullest first."""
     query: RoomsQuery = call.query
-    found = call.node.context.hub.rooms
-    things = iter(list(found.values()))
-
-    def by_name(room: Room) -> tuple[str] | None:
-        return (room.name,) if room.name.startswith(query.prefix) else None
-
-    def by_members(room: Room) -> tuple[int, str] | None:
-        return (-room.members, room.name) if room.name.startswith(query.prefix) else None
-
+    spread = not query.local and len(call.node.context.peers.nodes()) > 1
     following: tuple[Any, ...] | None
-    if query.sort == "name":
-        chosen, following = await page(things, by_name, query.limit, read_cursor(query.after, tuple[str]))
-    else:
+    if query.sort == "members" and spread:
         after = read_cursor(query.after, tuple[int, str])
-        chosen, following = await page(things, by_members, query.limit, after)
-    return {
-        "rooms": [_summary(room) for room in chosen],
-        "total": len(found),
-        "next": write_cursor(following),
-    }
+        heard = await hear(call.node, FULLEST, query)
+        chosen, following = merge_fullest([each.part() for each in heard.answers], query.limit, after)
+    else:
+        heard = await hear(call.node, ROOMS, query, local=query.local)
+        key = _by_members if query.sort == "members" else _by_name
+        chosen, following = merge_pages([each.part() for each in heard.answers], key, query.limit, join_rooms)
+    return RoomPage(
+        rooms=chosen,
+        total=sum(each.total for each in heard.answers),
+        next=write_cursor(following),
+        nodes=heard.nodes,
+        partial=heard.partial,
+    )
 
 
-def _summary(room: Room) -> dict[str, Any]:
-    return {
-        "room": room.name,
-        "members": room.members,
-        "position": _position(room.position),
-        "slots": len(room.slots or ()),
-        "pending": len(room.pending),
-    }
+def _by_name(room: RoomSummary) -> tuple[str]:
+    return (room.room,)
 
 
-def _position(position: Position | None) -> dict[str, Any] | None:
-    return position._asdict() if position is not None else None
+def _by_members(room: RoomSummary) -> tuple[int, str]:
+    return (-room.members, room.room)
 
 
 async def room(call: Call) -> Any:
@@ -125,36 +172,39 @@ async def room(call: Call) -> Any:
     hub = call.node.context.hub
     options = hub.options(name)
     seen = await hub.seen(name) if options.history else []
-    found = hub.rooms.get(name)
-    if found is None:
+    heard = await hear(call.node, ROOM, Named(name=name), local=call.query.local)
+    found = [answer for answer in heard.answers if answer is not None]
+    summaries = [each.summary for each in found]
+    if not found:
         if not seen:
-            raise BrokerError(ErrorCode.NOT_FOUND, "nobody on this node is in this room", room=name)
+            raise _nowhere(heard, "nobody is in this room", room=name)
         # Acknowledgements prove that there is a stream; asking for one that is not would create it.
         history = await call.node.context.engine.history(
             name, HistoryQuery(limit=1, tail=1), hub.retention(name)
         )
-        found = Room(name, options, history.top)
-        alive = False
-    else:
-        alive = True
-    latest = heapq.nlargest(MAX_LISTED, seen, key=lambda entry: entry.ts)
-    return {
-        **_summary(found),
-        "alive": alive,
-        "options": msgspec.to_builtins(options),
-        "users": presence.counts(found)["users"],
-        "listed": [
-            {**member.describe(), "status": _status(member)}
-            for member in islice(found.everybody(), MAX_LISTED)
-        ],
-        "watchers": len(found.watchers),
-        "seen": [entry._asdict() for entry in latest],
-        "seen_total": len(seen),
-    }
+        summaries.append(summarize(Room(name, options, history.top)))
+    newest = heapq.nlargest(MAX_LISTED, seen, key=lambda entry: entry.ts)
+    return RoomDetail(
+        **msgspec.structs.asdict(reduce(join_rooms, summaries)),
+        alive=bool(found),
+        options=msgspec.to_builtins(options),
+        users=max((max(each.users, each.users_everywhere) for each in found), default=0),
+        listed=first_members((each.listed for each in found), MAX_LISTED),
+        watchers=sum(each.watchers for each in found),
+        seen=[SeenInfo(*entry) for entry in newest],
+        seen_total=len(seen),
+        nodes=heard.nodes,
+        partial=heard.partial,
+    )
 
 
-def _status(member: Member) -> str:
-    return MemberState(member.status).name.lower()
+def _nowhere(heard: Heard[Any], problem: str, *, room: str | None = None) -> BrokerError:
+    """What was looked for is nowhere; or it is not known, because a node did not answer."""
+    if heard.partial:
+        return BrokerError(
+            ErrorCode.UNAVAILABLE, f"{problem} as far as is known; {heard.silent()}", room=room
+        )
+    return BrokerError(ErrorCode.NOT_FOUND, problem, room=room)
 
 
 # -- sessions and users ---------------------------------------------------------------
@@ -163,78 +213,49 @@ def _status(member: Member) -> str:
 async def sessions(call: Call) -> Any:
     """List sessions, oldest first."""
     query: SessionsQuery = call.query
-    registry = call.node.context.registry
-    things = _candidates(call, query)
-
-    def key(session: Session) -> tuple[float, str] | None:
-        if query.user is not None and session.user != query.user:
-            return None
-        if query.room is not None and query.room not in session.memberships:
-            return None
-        if query.address is not None and session.address != query.address:
-            return None
-        return session.connected_at, session.id
-
-    after = read_cursor(query.after, tuple[float, str])
-    chosen, following = await page(iter(things), key, query.limit, after)
-    return {
-        "sessions": [session.describe() for session in chosen],
-        "total": len(registry.sessions),
-        "next": write_cursor(following),
-    }
+    heard = await hear(call.node, SESSIONS, query, local=query.local)
+    chosen, following = merge_pages([each.part() for each in heard.answers], _by_age, query.limit, keep_first)
+    return SessionPage(
+        sessions=chosen,
+        total=sum(each.total for each in heard.answers),
+        next=write_cursor(following),
+        nodes=heard.nodes,
+        partial=heard.partial,
+    )
 
 
-def _candidates(call: Call, query: SessionsQuery) -> list[Session]:
-    """The shortest list that holds every session asked for."""
-    registry = call.node.context.registry
-    if query.user is not None:
-        return registry.of_user(query.user)
-    if query.room is not None and query.room not in call.node.context.hub.rooms:
-        return []
-    return list(registry.sessions.values())
+def _by_age(session: SessionInfo) -> tuple[float, str]:
+    return session.connected_at, session.session
 
 
 async def session(call: Call) -> Any:
-    """One session and its rooms."""
-    found = call.node.context.registry.sessions.get(SessionId(call.path["id"]))
-    if found is None:
-        raise BrokerError(ErrorCode.NOT_FOUND, "no such session on this node")
-    members = sorted(found.memberships.values(), key=lambda member: member.room.name)
-    return {**found.describe(), "memberships": [_membership(member) for member in members]}
-
-
-def _membership(member: Member) -> dict[str, Any]:
-    position = member.room.position
-    if member.status is not MemberState.LIVE:
-        position = member.reached or position
-    return {
-        "room": member.room.name,
-        "status": _status(member),
-        "joined_at": member.joined_at,
-        "seen": member.seen,
-        "position": _position(position),
-        "filtered": member.filter is not None,
-        "watches_presence": member.watches,
-    }
+    """One session and its rooms, wherever it is."""
+    wanted = Named(name=call.path["id"])
+    heard = await hear(call.node, SESSION, wanted, local=True)
+    if heard.answers == [None] and not call.query.local:
+        heard = await hear_others(call.node, SESSION, wanted)
+    for found in heard.answers:
+        if found is not None:
+            return found
+    raise _nowhere(heard, "no such session")
 
 
 async def user(call: Call) -> Any:
-    """One user's sessions here, and the position of the room that reaches them all."""
+    """One user's sessions, and the position of the room that reaches them all."""
     name = call.path["id"]
     if not valid_user(name):
         raise BrokerError(ErrorCode.BAD_MESSAGE, "not a user's id")
-    context = call.node.context
-    theirs = context.registry.of_user(name)
-    own = user_room(UserId(name))
-    alive = context.hub.rooms.get(own)
-    oldest = heapq.nsmallest(MAX_LISTED, theirs, key=lambda each: (each.connected_at, each.id))
-    return {
-        "user": name,
-        "sessions": [each.describe() for each in oldest],
-        "session_count": len(theirs),
-        "room": own,
-        "position": _position(alive.position) if alive is not None else None,
-    }
+    heard = await hear(call.node, USER, Named(name=name), local=call.query.local)
+    everywhere = (each for answer in heard.answers for each in answer.sessions)
+    return UserDetail(
+        user=name,
+        sessions=heapq.nsmallest(MAX_LISTED, everywhere, key=_by_age),
+        session_count=sum(each.session_count for each in heard.answers),
+        room=user_room(UserId(name)),
+        position=latest(each.position for each in heard.answers),
+        nodes=heard.nodes,
+        partial=heard.partial,
+    )
 
 
 # -- acts -------------------------------------------------------------------------------
@@ -260,22 +281,16 @@ async def broadcast(call: Call) -> Any:
 async def disconnect(call: Call) -> Any:
     """End a session, or all sessions of a user, in good order."""
     body: Disconnect = call.body
-    registry = call.node.context.registry
     if (body.session is None) == (body.user is None):
         raise BrokerError(ErrorCode.BAD_MESSAGE, "give session or user, and only one of them")
-    if body.user is not None:
-        chosen = registry.of_user(body.user)
-    else:
-        found = registry.sessions.get(SessionId(body.session or ""))
-        if found is None:
-            raise BrokerError(ErrorCode.NOT_FOUND, "no such session on this node")
-        chosen = [found]
-    ended = 0
-    for each in chosen:
-        if each.ending is None:
-            each.disconnect(body.code, body.reason)
-            ended += 1
-    return Disconnected(ended)
+    heard = await hear(call.node, DISCONNECT, body, local=True)
+    if body.user is not None or not heard.answers[0].found:  # a session is in one place only
+        heard = heard.joined(await hear_others(call.node, DISCONNECT, body))
+    if body.session is not None and not any(each.found for each in heard.answers):
+        raise _nowhere(heard, "no such session")
+    return Disconnected(
+        disconnected=sum(each.ended for each in heard.answers), nodes=heard.nodes, partial=heard.partial
+    )
 
 
 _PUBLISHING = (ErrorCode.BAD_ROOM, ErrorCode.LIMIT_EXCEEDED)
@@ -288,7 +303,9 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     Operation("GET", "/", "overview", "A page for people", page_for_people, None, media="text/html"),
     Operation("GET", "/metrics", "metrics", "Metrics for Prometheus", metrics, None, media="text/plain"),
     Operation("GET", "/openapi.json", "document", "This document", document, dict[str, Any]),
-    Operation("GET", "/api/stats", "stats", "One snapshot of all counters", stats, Statistics),
+    Operation(
+        "GET", "/api/stats", "stats", "One snapshot of all counters", stats, StatisticsPage, query=LocalQuery
+    ),
     Operation("GET", "/api/rooms", "rooms", "List rooms", rooms, RoomPage, query=RoomsQuery),
     Operation(
         "GET",
@@ -297,6 +314,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         "One room, its members, and who has seen what",
         room,
         RoomDetail,
+        query=LocalQuery,
         errors=(ErrorCode.BAD_ROOM, ErrorCode.NOT_FOUND),
     ),
     Operation(
@@ -309,9 +327,12 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         "One session and its rooms",
         session,
         SessionDetail,
+        query=LocalQuery,
         errors=(ErrorCode.NOT_FOUND,),
     ),
-    Operation("GET", "/api/users/{id}", "user", "One user's sessions", user, UserDetail),
+    Operation("GET", "/api/users/{id}", "user", "One user's sessions", user, UserDetail, query=LocalQuery),
+    Operation("GET", "/api/nodes", "nodes", "The nodes that are alive", nodes.nodes, NodesPage),
+    Operation("GET", "/api/load", "load", "How busy each node is", nodes.load, LoadPage, query=LocalQuery),
     Operation(
         "POST",
         "/api/publish",
@@ -339,6 +360,26 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         disconnect,
         Disconnected,
         body=Disconnect,
+        errors=(ErrorCode.NOT_FOUND,),
+    ),
+    Operation(
+        "POST",
+        "/api/drain",
+        "drain",
+        "Empty a node before it is stopped",
+        nodes.drain,
+        Drained,
+        body=Drain,
+        errors=(ErrorCode.NOT_FOUND,),
+    ),
+    Operation(
+        "POST",
+        "/api/rebalance",
+        "rebalance",
+        "Ask a share of a node's sessions to move",
+        nodes.rebalance,
+        Rebalanced,
+        body=Rebalance,
         errors=(ErrorCode.NOT_FOUND,),
     ),
 )

@@ -23,18 +23,25 @@ Limit = Annotated[int, msgspec.Meta(ge=1, le=MAX_PAGE)]
 Text = Annotated[str, msgspec.Meta(max_length=512)]
 
 
-class _Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of what comes in."""
 
 
 # -- queries ----------------------------------------------------------------------
 
 
-class NoQuery(_Input, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NoQuery(Input, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Nothing can be asked for."""
 
 
-class RoomsQuery(_Input, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LocalQuery(Input, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whom to ask."""
+
+    local: bool = False
+    """Ask this node alone, and no other."""
+
+
+class RoomsQuery(LocalQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which rooms to list."""
 
     limit: Limit = 100
@@ -44,7 +51,7 @@ class RoomsQuery(_Input, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sort: Literal["name", "members"] = "name"
 
 
-class SessionsQuery(_Input, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SessionsQuery(LocalQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which sessions to list."""
 
     limit: Limit = 100
@@ -58,7 +65,7 @@ class SessionsQuery(_Input, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 # -- bodies -----------------------------------------------------------------------
 
 
-class Publish(_Input, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Publish(Input, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One event for one room."""
 
     room: Room
@@ -70,7 +77,7 @@ class Publish(_Input, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tags: dict[str, Any] | None = None
 
 
-class Broadcast(_Input, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Broadcast(Input, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One event for many rooms."""
 
     rooms: Annotated[list[Room], msgspec.Meta(min_length=1, max_length=MAX_BROADCAST)]
@@ -81,7 +88,7 @@ class Broadcast(_Input, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tags: dict[str, Any] | None = None
 
 
-class Disconnect(_Input, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Disconnect(Input, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """End one session, or all of one user; exactly one of the two is given."""
 
     session: Text | None = None
@@ -92,6 +99,13 @@ class Disconnect(_Input, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 # -- answers ----------------------------------------------------------------------
+
+
+class NodeAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A node that was asked; ``error`` says why it did not answer."""
+
+    node: str
+    error: str | None = None
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -120,18 +134,23 @@ class RoomSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RoomPage(msgspec.Struct, frozen=True, kw_only=True):
-    """Rooms of this node."""
+    """Rooms of all nodes."""
 
     rooms: list[RoomSummary]
     total: int
-    """Rooms alive on this node, whatever the query."""
+    """Rooms alive, whatever the query; one counts once for each node that has it."""
     next: str | None
     """``after`` of the next page; ``None`` on the last."""
+    nodes: list[NodeAnswer]
+    """Who was asked, this node first."""
+    partial: bool
+    """Whether some of them did not answer, so that there may be more than this."""
 
 
 class MemberInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A session in a room."""
 
+    node: str
     user: str | None
     session: str
     info: Any
@@ -154,20 +173,26 @@ class RoomDetail(RoomSummary, frozen=True, kw_only=True):
     """One room."""
 
     alive: bool
-    """Whether this node holds it open; if not, only the stored part is told."""
+    """Whether a node holds it open; if not, only the stored part is told."""
     options: dict[str, Any]
     users: int
+    """Different users among the members; it may lag behind ``members`` for a moment."""
     listed: list[MemberInfo]
     """At most 500 members."""
     watchers: int
     seen: list[SeenInfo]
     """At most 500, those who acknowledged last first."""
     seen_total: int
+    nodes: list[NodeAnswer]
+    """Who was asked, this node first."""
+    partial: bool
+    """Whether some of them did not answer, so that there may be more than this."""
 
 
 class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A session."""
 
+    node: str
     session: str
     user: str | None
     info: Any
@@ -185,12 +210,16 @@ class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SessionPage(msgspec.Struct, frozen=True, kw_only=True):
-    """Sessions of this node, oldest first."""
+    """Sessions of all nodes, oldest first."""
 
     sessions: list[SessionInfo]
     total: int
-    """Sessions of this node, whatever the query."""
+    """Sessions, whatever the query."""
     next: str | None
+    nodes: list[NodeAnswer]
+    """Who was asked, this node first."""
+    partial: bool
+    """Whether some of them did not answer, so that there may be more than this."""
 
 
 class Membership(msgspec.Struct, frozen=True, kw_only=True):
@@ -221,6 +250,10 @@ class UserDetail(msgspec.Struct, frozen=True, kw_only=True):
     session_count: int
     room: str
     position: PositionInfo | None
+    nodes: list[NodeAnswer]
+    """Who was asked, this node first."""
+    partial: bool
+    """Whether some of them did not answer, so that there may be more than this."""
 
 
 class Placed(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -249,7 +282,11 @@ class BroadcastResult(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
 
 
-class Disconnected(msgspec.Struct, frozen=True):
+class Disconnected(msgspec.Struct, frozen=True, kw_only=True):
     """How many sessions were told to end."""
 
     disconnected: int
+    nodes: list[NodeAnswer]
+    """Who was asked, this node first."""
+    partial: bool
+    """Whether some of them did not answer, so that there may be more than this."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from broker.server.context import Context
+from broker.server.load import Load
+from broker.server.moving import Mover
 from broker.server.pump import Pump
 
 
@@ -13,9 +15,14 @@ class Node(Protocol):
 
     context: Context
     pump: Pump
+    load: Load
+    mover: Mover
     started_at: float
     """Unix time (s)."""
 
     @property
     def ready(self) -> bool:
         """Whether new clients are welcome."""
+
+    async def drain(self) -> int:
+        """Welcome nobody any more, ask every session to come back elsewhere; return how many were asked."""

@@ -21,13 +21,14 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.registry import Collector
 
 from broker.admin.statistics import Statistics
-from broker.metrics import Histogram, Stages
+from broker.metrics import Histogram
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 """Our names and labels need nothing newer, and every scraper reads it."""
 
 HUB: Final = {
     "published": ("published_events", "Events published on this node"),
+    "received": ("received_events", "Ephemeral events that came from other nodes and from backends"),
     "deliveries": ("deliveries", "Events handed to sockets, counted for each receiver"),
     "frames": ("frames_sent", "Frames handed to sockets"),
     "batches": ("batches", "Batches encoded and sent"),
@@ -50,12 +51,21 @@ ENGINE_GAUGES: Final = frozenset(
     {"rooms_open", "ring_events", "waiting", "largest_batch", "failing", "keys", "reading", "rooms"}
 )
 """Numbers of an engine that can fall; every other only grows."""
+PEERS_GAUGES: Final = frozenset({"nodes", "mates", "rooms", "up", "asking", "serving", "waiting"})
+"""The same of what is counted about other nodes."""
+LOAD: Final = {
+    "load": ("load", "How busy the node is, from 0 to 1: the largest of the parts"),
+    "connections": ("load_connections", "Open connections, of those that are accepted"),
+    "cpu": ("load_cpu", "CPU time of the last second, of one core"),
+    "lag": ("load_lag", "The latest tick of the last seconds, of 100 ms"),
+    "outbox": ("load_outbox", "Bytes queued for slow readers, of their limit"),
+}
 
 
 class BrokerCollector(Collector):
     """Metrics of one snapshot."""
 
-    def __init__(self, found: Statistics, stages: Stages) -> None:
+    def __init__(self, found: Statistics, stages: Mapping[str, Histogram]) -> None:
         self._found = found
         self._stages = stages
 
@@ -64,11 +74,16 @@ class BrokerCollector(Collector):
         found = self._found
         yield InfoMetricFamily("broker", "Who this is", {"node": found.node, "version": found.version})
         yield gauge("ready", "1 while new clients are welcome", found.ready)
+        for part, (name, text) in LOAD.items():
+            yield gauge(name, text, found.load[part])
         yield from self._sessions(found.registry)
         yield gauge("rooms", "Rooms alive on this node", found.hub["rooms"])
         yield from _counters(HUB, found.hub)
         yield from self._wire()
-        yield from _engine(found.engine)
+        yield from _numbered("engine", "Engine", found.engine, ENGINE_GAUGES)
+        yield from _numbered("peers", "Other nodes", found.peers, PEERS_GAUGES)
+        yield counter("moved_sessions", "Sessions asked to move to other nodes", found.mover["moved"])
+        yield gauge("moving_sessions", "Sessions that will be asked to move", found.mover["waiting"])
         yield from _counters(TOKENS, found.tokens)
         yield from self._latencies()
         yield from _admin(found.admin)
@@ -104,7 +119,7 @@ class BrokerCollector(Collector):
             if name != "loop_lag":
                 family.add_metric([name], buckets(histogram), histogram.total)
         yield family
-        lag = self._stages.loop_lag
+        lag = self._stages["loop_lag"]
         yield HistogramMetricFamily(
             "broker_loop_lag_seconds", "How late the clock's tick came", buckets(lag), lag.total
         )
@@ -127,9 +142,34 @@ class BrokerCollector(Collector):
         yield family
 
 
-def exposition(found: Statistics, stages: Stages) -> bytes:
+class WorkersCollector(Collector):
+    """Metrics of several processes that one port answers for; each sample says whose it is.
+
+    ``up`` are the names of all workers, and whether they have answered.
+    """
+
+    def __init__(self, collectors: Mapping[str, BrokerCollector], up: Mapping[str, bool]) -> None:
+        self._collectors = collectors
+        self._up = up
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family once, with the samples of all."""
+        families: dict[str, Metric] = {}
+        for worker, collector in self._collectors.items():
+            for metric in collector.collect():
+                samples = [each._replace(labels={"worker": worker, **each.labels}) for each in metric.samples]
+                family = families.setdefault(metric.name, metric)
+                family.samples = samples if family is metric else [*family.samples, *samples]
+        yield from families.values()
+        answered = GaugeMetricFamily("broker_worker_up", "1 if the worker has answered", labels=["worker"])
+        for worker, up in self._up.items():
+            answered.add_metric([worker], float(up))
+        yield answered
+
+
+def exposition(collector: Collector) -> bytes:
     """The text of ``/metrics`` in the format that :data:`CONTENT_TYPE` names."""
-    return generate_latest(BrokerCollector(found, stages))
+    return generate_latest(collector)
 
 
 def buckets(histogram: Histogram) -> list[tuple[str, float]]:
@@ -166,13 +206,13 @@ def _counters(names: Mapping[str, tuple[str, str]], values: Mapping[str, Any]) -
         yield counter(name, text, values[key])
 
 
-def _engine(values: Mapping[str, Any]) -> Iterator[Metric]:
-    """Each engine counts what it does under names of its own; all of them are told."""
+def _numbered(part: str, title: str, values: Mapping[str, Any], gauges: frozenset[str]) -> Iterator[Metric]:
+    """What a part counts under names of its own; all of them are told."""
     for name, value in _numbers(values):
-        if name in ENGINE_GAUGES:
-            yield gauge(f"engine_{name}", f"Engine: {name.replace('_', ' ')}, now", value)
+        if name in gauges:
+            yield gauge(f"{part}_{name}", f"{title}: {name.replace('_', ' ')}, now", value)
         else:
-            yield counter(f"engine_{name}", f"Engine: {name.replace('_', ' ')}, since the start", value)
+            yield counter(f"{part}_{name}", f"{title}: {name.replace('_', ' ')}, since the start", value)
 
 
 def _admin(values: Mapping[str, Any]) -> Iterator[Metric]:

@@ -11,11 +11,12 @@ import os
 import resource
 import threading
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol, runtime_checkable
 
 import msgspec
 
 from broker import __version__
+from broker.admin.models import NodeAnswer
 from broker.admin.node import Node
 from broker.metrics import Histogram
 
@@ -80,10 +81,60 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     engine: Mapping[str, Any]
     tokens: Mapping[str, Any]
     admin: Mapping[str, Any]
+    peers: Mapping[str, Any]
+    """What is counted of the other nodes; empty where there can be none."""
+    load: Mapping[str, float]
+    """How busy the node is (0 to 1), and the parts of that."""
+    mover: Mapping[str, int]
+    """Sessions asked to move to other nodes."""
     pump: PumpStatistics
     traffic: TrafficStatistics
     stages: Mapping[str, StageStatistics]
     process: Process
+
+
+class StatisticsPage(Statistics, frozen=True, kw_only=True):
+    """The snapshot of the node that answers, and those of the others."""
+
+    others: Mapping[str, Statistics]
+    """By the names of the nodes."""
+    totals: Mapping[str, Any]
+    """``hub``, ``registry``, ``tokens``, ``traffic`` and ``mover`` of all that answered, added up."""
+    nodes: list[NodeAnswer]
+    partial: bool
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """A histogram as it stands."""
+
+    bounds: list[float]
+    counts: list[int]
+    total: float
+
+    def histogram(self) -> Histogram:
+        """As it was."""
+        found = Histogram(tuple(self.bounds))
+        found.counts, found.total = list(self.counts), self.total
+        return found
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """A node's statistics with whole histograms, from which metrics can be made elsewhere."""
+
+    statistics: Statistics
+    histograms: Mapping[str, Recorded]
+
+    def stages(self) -> dict[str, Histogram]:
+        """The histogram of each stage."""
+        return {name: recorded.histogram() for name, recorded in self.histograms.items()}
+
+
+@runtime_checkable
+class _Counting(Protocol):
+    """Peers that count what they do."""
+
+    def statistics(self) -> Mapping[str, Any]:
+        """Counters and gauges by name."""
 
 
 def read_process() -> Process:
@@ -111,6 +162,7 @@ def statistics(node: Node, process: Process, admin: Mapping[str, int]) -> Statis
     """The state of ``node`` now. ``admin`` are the counters of the operators' port itself."""
     context = node.context
     traffic = context.traffic
+    peers = context.peers
     return Statistics(
         node=context.node,
         version=__version__,
@@ -122,10 +174,24 @@ def statistics(node: Node, process: Process, admin: Mapping[str, int]) -> Statis
         engine=context.engine.statistics(),
         tokens=context.verifier.statistics()._asdict(),
         admin=dict(admin),
+        peers=peers.statistics() if isinstance(peers, _Counting) else {},
+        load=node.load.figures._asdict(),
+        mover=node.mover.statistics(),
         pump=PumpStatistics(node.pump.passes, node.pump.ready, len(node.pump)),
         traffic=TrafficStatistics(traffic.bytes_read, traffic.queued, traffic.backlogs, traffic.refused),
         stages={name: _stage(histogram) for name, histogram in context.stages.items()},
         process=process,
+    )
+
+
+def snapshot(node: Node, process: Process, admin: Mapping[str, int]) -> Snapshot:
+    """The same with whole histograms."""
+    return Snapshot(
+        statistics(node, process, admin),
+        {
+            name: Recorded(list(histogram.bounds), list(histogram.counts), histogram.total)
+            for name, histogram in node.context.stages.items()
+        },
     )
 
 

@@ -13,12 +13,15 @@ import msgspec
 import trio
 import trio_websocket
 
+from broker.admin import questions
 from broker.admin.api import OPERATIONS
 from broker.admin.operations import Operation
 from broker.admin.server import AdminServer
 from broker.app import Broker
 from broker.auth.tokens import sign
 from broker.config import Admin, Auth, Config, Key, Limits, RoomOptions, Server
+from broker.engine.peers import Peers
+from tests.admin.fakes import Switchboard
 
 TOKEN = "let-me-in"
 OPEN = RoomOptions(join="anyone", publish="anyone")
@@ -48,16 +51,21 @@ def config(admin: Admin | None = None, **changes: Any) -> Config:
 class SeparatePort:
     """A broker that runs without its operators' port, for one that is started beside it."""
 
-    def __init__(self, settings: Config) -> None:
+    def __init__(self, settings: Config, peers: Peers | None = None) -> None:
         without = msgspec.structs.replace(settings, admin=Admin(port=-1))
         self.broker = Broker(without)
-        self.context = replace(self.broker.context, config=settings)
+        self.context = replace(self.broker.context, config=settings, peers=peers or self.broker.peers)
         self.pump = self.broker.pump
+        self.load = self.broker.load
+        self.mover = self.broker.mover
         self.started_at = self.broker.started_at
 
     @property
     def ready(self) -> bool:
         return self.broker.ready
+
+    async def drain(self) -> int:
+        return await self.broker.drain()
 
 
 class Running:
@@ -143,6 +151,25 @@ async def running(
         await nursery.start(node.broker.run)
         port = await nursery.start(AdminServer(node, operations).run)
         yield Running(node.broker, port)
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def cluster(
+    switchboard: Switchboard, *names: str, group: str = "", **changes: Any
+) -> AsyncIterator[list[Running]]:
+    """Brokers of these names that ask each other, each with an operators' port; workers if in a group."""
+    async with trio.open_nursery() as nursery:
+        found = []
+        for name in names:
+            settings = config(**{"node": name, **changes})
+            line = switchboard.line(name, group)
+            node = SeparatePort(settings, line)
+            line.describes(node.broker.peers.nodes)
+            questions.serve(node)
+            await nursery.start(node.broker.run)
+            found.append(Running(node.broker, await nursery.start(AdminServer(node).run)))
+        yield found
         nursery.cancel_scope.cancel()
 
 

@@ -9,7 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from broker.admin.api import OPERATIONS
 from broker.admin.faults import STATUS
-from tests.admin.harness import running
+from tests.admin.fakes import Switchboard
+from tests.admin.harness import cluster
 
 TEXT = (Path(__file__).parents[2] / "docs" / "admin.md").read_text()
 
@@ -26,17 +27,17 @@ def test_the_table_of_errors_is_the_map() -> None:
 
 
 async def test_every_metric_is_listed_and_no_other() -> None:
-    async with running() as node, node.http() as http:
+    async with cluster(Switchboard(), "n1", "n2", group="here") as (node, _), node.http() as http:
         families = list(text_string_to_metric_families((await http.get("/metrics")).text))
     exported = {
         family.name + ("_total" if family.type == "counter" else "")
         for family in families
-        if not family.name.startswith("broker_engine_")
+        if not family.name.startswith(("broker_engine_", "broker_peers_"))
     }
     table = TEXT[TEXT.index("## Metrics") :]
     listed = set(re.findall(r"`((?:broker|process|python)_\w+)(?:\{\w+\})?`", table))
-    engine = {name for name in listed if name.startswith("broker_engine_")}
-    assert listed - engine == exported
-    assert engine <= {family.name + ("_total" if family.type == "counter" else "") for family in families} | {
-        "broker_engine_"
-    }
+    generic = {name for name in listed if name.startswith(("broker_engine_", "broker_peers_"))}
+    assert listed - generic == exported
+    assert generic <= {
+        family.name + ("_total" if family.type == "counter" else "") for family in families
+    } | {"broker_engine_", "broker_peers_"}

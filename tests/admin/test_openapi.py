@@ -35,6 +35,7 @@ def test_the_contracts_endpoints_are_there() -> None:
         *("/", "/healthz", "/readyz", "/metrics", "/openapi.json", "/api/stats"),
         *("/api/rooms", "/api/rooms/{room}", "/api/sessions", "/api/sessions/{id}"),
         *("/api/users/{id}", "/api/publish", "/api/broadcast", "/api/disconnect"),
+        *("/api/nodes", "/api/load", "/api/drain", "/api/rebalance"),
     }
 
 

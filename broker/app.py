@@ -171,7 +171,7 @@ class Broker:
         self.client_port = listeners[0].getsockname()[1]
         try:
             async with trio.open_nursery() as nursery:
-                await nursery.start(self.engine.run, self.hub.deliver)
+                await nursery.start(self.engine.run, self.hub.deliver, self.hub.moved)
                 nursery.start_soon(self.pump.run)
                 nursery.start_soon(self._run_fanout)
                 nursery.start_soon(self.clock.run)

@@ -1,25 +1,30 @@
 """The centre: every room of this node, and what happens in them. Synchronous.
 
-The edge calls in with sinks (sessions), the engine with stored events; the hub
-keeps both directions of every index and leaves sending to the fan-out. Nothing
-here waits, so nothing interleaves, so there are no locks.
+The edge calls in with sinks (sessions), the engine with stored events, other
+nodes with ephemeral ones and with who is there; the hub keeps both directions of
+every index and leaves sending to the fan-out. Nothing here waits, so nothing
+interleaves, so there are no locks.
+
+What is said here is told to the other nodes first and then delivered here; what
+comes from them is only delivered. So no event can come back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from broker.config import Config, RoomOptions
 from broker.engine.base import Done, Engine, Retention, Seen
-from broker.engine.peers import Peers
+from broker.engine.peers import Mate, Peers
 from broker.errors import BrokerError, ErrorCode
-from broker.hub import presence
 from broker.hub.fanout import FanOut
-from broker.hub.rooms import ALL_ROOM, USER_PREFIX, Member, MemberState, Room, Sink
+from broker.hub.rooms import ALL_ROOM, USER_PREFIX, Member, MemberState, Opening, Passing, Room, Sink
+from broker.hub.roster import Roster
 from broker.hub.slow import SlowMembers
 from broker.protocol.codec import Encoder
-from broker.protocol.events import Event, Position, UserId
+from broker.protocol.events import Event, Position, SessionId, UserId
 from broker.protocol.filters import Filter
 from broker.protocol.messages import encode_op
 
@@ -28,7 +33,7 @@ LINGER = 5.0
 
 
 class Hub:
-    """Rooms, members, publishing.
+    """Rooms, members, publishing. Implements :class:`~broker.engine.peers.Events`.
 
     ``monotonic`` and ``wall`` are clocks in seconds. ``wake`` and
     ``write_all`` are for the fan-out. ``sample`` is offered (namespace, wire
@@ -58,9 +63,13 @@ class Hub:
         self.rooms: dict[str, Room] = {}
         self.fanout = FanOut(encoder, self._refused, wake, monotonic, sent)
         self.slow = SlowMembers(self.fanout, config.limits.outbox_bytes)
-        self._stirred: dict[Room, None] = {}
         self._idle: dict[Room, None] = {}
+        self._openings: dict[str, Opening] = {}
+        """Rooms that somebody is opening; some may be there already, opened by somebody faster."""
+        self._roster = Roster(peers, self.rooms, self._openings)
         self.published = 0
+        self.received = 0
+        """Ephemeral events from other nodes and from backends, for rooms that are here."""
 
     # -- rooms ----------------------------------------------------------------
 
@@ -76,32 +85,61 @@ class Hub:
     def find(self, name: str) -> Room | None:
         """The room, if it is alive or can be made so without waiting.
 
-        ``None``: its stream must first be opened and what it remembers be
-        read; then call :meth:`obtain`.
+        ``None``: its stream must first be opened, what it remembers be read, and
+        its events from elsewhere arrive here; then call :meth:`obtain`, inside :meth:`opening`.
         """
         room = self.rooms.get(name)
-        if room is None and not self._config.options(name).history:
-            return self.obtain(name, None)
-        return room
+        if room is not None or self._config.options(name).history:
+            return room
+        if name in self._openings or not self._peers.attached(name):
+            return None
+        return self.obtain(name, None)
+
+    @contextmanager
+    def opening(self, name: str) -> Iterator[None]:
+        """While the caller opens the stream and attaches to the room: what is heard of it is kept.
+
+        If nobody has made the room when the last who opens it is done, for
+        whatever reason, stream and peers are told that nobody needs it.
+        """
+        opening = self._openings.get(name)
+        if opening is None:
+            opening = self._openings[name] = Opening(Room(name, self._config.options(name), None))
+        opening.openers += 1
+        try:
+            yield
+        finally:
+            opening.openers -= 1
+            if not opening.openers:
+                del self._openings[name]
+                if name not in self.rooms:
+                    self._let_go(name)
 
     def obtain(
         self, name: str, position: Position | None, past: Iterable[Event] = (), seen: Iterable[Seen] = ()
     ) -> Room:
         """The room, made if need be, with its stream at ``position``.
 
-        ``past`` refills the slots of a room with history and ``last_value``,
-        ``seen`` what users have acknowledged.
+        ``past`` refills the slots of a room with ``last_value``, ``seen`` what users have acknowledged.
         """
         room = self.rooms.get(name)
         if room is None:
             if len(self.rooms) >= self._config.limits.rooms:
                 raise BrokerError(ErrorCode.LIMIT_EXCEEDED, "this node is full of rooms", room=name)
-            room = self.rooms[name] = Room(name, self._config.options(name), position)
-            for event in past:
-                room.remember(event)
+            opening = self._openings.get(name)
+            room = opening.room if opening is not None else Room(name, self._config.options(name), None)
+            self.rooms[name] = room
+            room.position = position
+            room.recall(past)
             room.seen.update((UserId(who), offset) for who, offset, _ in seen)
             self._rest(room)
         return room
+
+    def _let_go(self, name: str) -> None:
+        """Nobody here needs the room."""
+        if self._config.options(name).history:
+            self._engine.close(name)
+        self._peers.detach(name)
 
     def needs_past(self, name: str) -> bool:
         """Whether :meth:`obtain` wants the stored events of ``name``, to know its slots again."""
@@ -132,14 +170,10 @@ class Hub:
             member.seen = min(room.seen.get(sink.user, 0), room.position.offset)
         room.enter(member)
         self._idle.pop(room, None)
-        if presence.has_presence(room):
-            if old is None:
-                presence.note_joined(room, member)
-                self._stir(room)
-            elif room.joined is not None and sink.id in room.joined:
-                room.joined[sink.id] = member
-            elif room.touched is not None and sink.id in room.touched:
-                room.touched[sink.id] = member
+        if old is None:
+            self._roster.came(member)
+        else:
+            self._roster.came_again(member)
         return member
 
     def go_live(self, member: Member) -> None:
@@ -181,9 +215,7 @@ class Hub:
             return
         room.exit(member)
         self.fanout.hid_members.pop(member, None)
-        if presence.has_presence(room):
-            presence.note_left(room, member)
-            self._stir(room)
+        self._roster.went(member)
         if not room.members:
             self._rest(room)
 
@@ -210,7 +242,7 @@ class Hub:
     # -- publishing -------------------------------------------------------------
 
     def publish(self, event: Event, options: RoomOptions, done: Done | None = None) -> None:
-        """Hand an event to everyone it is meant for; in a room with history once it is stored.
+        """Hand an event to everyone it is meant for, on all nodes; in a room with history once it is stored.
 
         ``options`` are those of the event's room, which the caller has at hand.
 
@@ -223,14 +255,40 @@ class Hub:
         if options.history:
             self._engine.publish(event, Retention(options.history, options.history_ttl), done or _ignore)
             return
-        room = self.rooms.get(event.room)
-        if room is None:
-            if not options.last_value or event.slot is None:
-                return  # nobody is here, and nobody will ask
-            room = self.obtain(event.room, None)
+        remember = event.slot is not None and options.last_value
+        room = self.find(event.room) if remember else self.rooms.get(event.room)
+        self._peers.relay(event, remember=options.history_ttl if remember else 0.0)
+        if room is not None:
+            self._pass_on(event, room)
+        elif remember:
+            self._keep_slot(event)
+
+    def receive(self, events: Sequence[Event]) -> None:
+        """Take ephemeral events from elsewhere. A room with history passes them on, and keeps none."""
+        for event in events:
+            room = self.rooms.get(event.room)
+            if room is None:
+                self._keep_slot(event)
+                continue
+            self.received += 1
+            if room.position is None:
+                self._pass_on(event, room)
+            else:
+                self._send_later(room, Passing(event, room.position))
+
+    def _pass_on(self, event: Event, room: Room) -> None:
+        """An ephemeral event, to who is here in an ephemeral room."""
         self._accept(room, event)
         if room.slots is not None:
             room.idle_since = self._monotonic()  # what was said last is remembered from now on
+
+    def _keep_slot(self, event: Event) -> None:
+        """The room is not here, but if it is being opened, what was read of its slots may be older."""
+        opening = self._openings.get(event.room)
+        if opening is not None and event.slot is not None:
+            options = opening.room.options
+            if options.last_value and not options.history:
+                opening.room.remember(event)
 
     def deliver(self, events: Sequence[Event]) -> None:
         """Take stored events from the engine, in order per room."""
@@ -239,9 +297,7 @@ class Hub:
             if room is None or event.position is None or room.position is None:
                 continue
             if event.position.epoch != room.position.epoch:
-                self.slow.break_off(room, "epoch")
-                room.slots = None
-                room.seen.clear()
+                self._begin_again(room)
             elif event.position.offset <= room.position.offset:
                 continue  # known already from when the room was opened
             elif event.position.offset > room.position.offset + 1:
@@ -251,9 +307,35 @@ class Hub:
             if room.ahead:
                 self._overtake(room)
 
+    def moved(self, name: str, position: Position) -> None:
+        """The engine's word that a room's stream is at ``position``, though no event says so."""
+        room = self.rooms.get(name)
+        if room is None or room.position is None:
+            return
+        if position.epoch != room.position.epoch:
+            self._begin_again(room)
+        elif position.offset > room.position.offset:
+            self.slow.break_off(room, "gap")
+        else:
+            return
+        room.position = position
+
+    def _begin_again(self, room: Room) -> None:
+        """The stream is another; what was known of the old one counts no more."""
+        self.slow.break_off(room, "epoch")
+        room.slots = None
+        room.seen.clear()
+        for member in room.everybody():
+            if member.seen:
+                member.seen = 0
+                self._roster.changed(member)
+
     def _accept(self, room: Room, event: Event) -> None:
         if event.slot is not None and room.options.last_value:
             room.remember(event)
+        self._send_later(room, event)
+
+    def _send_later(self, room: Room, event: Event) -> None:
         if room.groups:
             room.pending.append(event)
             if not room.dirty:
@@ -279,11 +361,11 @@ class Hub:
     def set_state(self, member: Member, state: dict[str, Any]) -> None:
         """Own presence state of a member."""
         member.state = state
-        self._touch(member)
+        self._roster.changed(member)
 
     def introduce(self, member: Member) -> None:
         """Who the member is, or what its token shows of it, may have changed."""
-        self._touch(member)
+        self._roster.introduced(member)
 
     def unwatch(self, member: Member) -> None:
         """Push no more presence to the member: it may not see it any longer."""
@@ -307,31 +389,29 @@ class Hub:
                 room.seen[member.sink.user] = offset
             who = member.sink.user if member.sink.user is not None else member.sink.id
             self._engine.acknowledge(room.name, who, offset, self._wall())
-            self._touch(member)
+            self._roster.changed(member)
 
-    def _touch(self, member: Member) -> None:
-        if presence.has_presence(member.room):
-            presence.note_changed(member.room, member)
-            self._stir(member.room)
+    # -- members on other nodes ---------------------------------------------------
 
-    def _stir(self, room: Room) -> None:
-        if room.watchers:
-            self._stirred[room] = None
-        else:
-            room.joined = room.left = room.touched = None  # nobody watches
+    def know_mates(self, room: str, node: str, mates: Mapping[SessionId, Mate]) -> None:
+        """``node`` has these members in ``room``, and no others."""
+        self._roster.know(room, node, mates)
+
+    def change_mates(
+        self, room: str, node: str, came: Sequence[Mate], changed: Sequence[Mate], went: Sequence[SessionId]
+    ) -> None:
+        """What changed since the last word about ``node`` and ``room``."""
+        self._roster.change(room, node, (*came, *changed), went)
+
+    def part_mates(self, node: str) -> None:
+        """``node`` drains: its members are shown until their users have come back, or it has gone."""
+        self._roster.part(node)
 
     # -- sweeps, called by the clock --------------------------------------------
 
     def push_presence(self) -> None:
         """Tell watchers what changed since the last call."""
-        if not self._stirred:
-            return
-        stirred, self._stirred = self._stirred, {}
-        for room in stirred:
-            for watcher, message in presence.pushes(room):
-                watcher.sink.post(message)
-            if room.joined or room.left or room.touched:
-                self._stirred[room] = None  # more than one push may hold
+        self._roster.push()
 
     def push_positions(self) -> None:
         """Tell members from whom events were hidden how far they are. At most every 5 s."""
@@ -355,11 +435,10 @@ class Hub:
         now = self._monotonic()
         for room in list(self._idle):
             lingers = room.options.history_ttl if room.slots and not room.has_history else LINGER
-            if now - room.idle_since >= lingers and not room.dirty:
+            if now - room.idle_since >= lingers and not room.dirty and room.name not in self._openings:
                 del self._idle[room]
                 del self.rooms[room.name]
-                if room.has_history:
-                    self._engine.close(room.name)
+                self._let_go(room.name)
 
     def _rest(self, room: Room) -> None:
         room.idle_since = self._monotonic()
@@ -376,6 +455,7 @@ class Hub:
         return {
             "rooms": len(self.rooms),
             "published": self.published,
+            "received": self.received,
             "deliveries": self.fanout.deliveries,
             "frames": self.fanout.frames,
             "batches": self.fanout.batches,

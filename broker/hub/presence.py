@@ -8,11 +8,14 @@ in between, and many changes of one member are one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
 
-from broker.hub.rooms import ALL_ROOM, USER_PREFIX, Member, Room
+import orjson
+
+from broker.engine.peers import Mate
+from broker.hub.rooms import ALL_ROOM, USER_PREFIX, Member, Room, Shown
 from broker.protocol.events import SessionId
 from broker.protocol.messages import encode_op
 
@@ -24,52 +27,78 @@ PERSONAL_PUSHES = 32
 _Noted = TypeVar("_Noted")
 
 
+def of_server(room: Room) -> bool:
+    """Whether it is one of the server's own rooms, which show nobody and are of no interest elsewhere."""
+    return room.name == ALL_ROOM or room.name.startswith(USER_PREFIX)
+
+
 def has_presence(room: Room) -> bool:
     """Whether the room shows its members: not the server's own rooms, and not where it is turned off."""
-    return room.options.presence and room.name != ALL_ROOM and not room.name.startswith(USER_PREFIX)
+    return room.options.presence and not of_server(room)
 
 
-def note_joined(room: Room, member: Member) -> None:
-    """``member`` came."""
-    if room.left is not None and room.left.pop(member.sink.id, None) is not None:
-        return note_changed(room, member)  # went and came back within one tick
+def note_joined(room: Room, session: SessionId, shown: Shown) -> None:
+    """Somebody came."""
+    if room.left is not None and room.left.pop(session, None) is not None:
+        return note_changed(room, session, shown)  # went and came back within one tick
     if room.joined is None:
         room.joined = {}
-    room.joined[member.sink.id] = member
+    room.joined[session] = shown
     return None
 
 
-def note_left(room: Room, member: Member) -> None:
-    """``member`` went."""
+def note_left(room: Room, session: SessionId, shown: Shown) -> None:
+    """Somebody went."""
     if room.touched is not None:
-        room.touched.pop(member.sink.id, None)
-    if room.joined is not None and room.joined.pop(member.sink.id, None) is not None and not room.shown:
+        room.touched.pop(session, None)
+    if room.joined is not None and room.joined.pop(session, None) is not None and not room.shown:
         return
     if room.left is None:
         room.left = {}
-    room.left[member.sink.id] = member.describe()
+    room.left[session] = _describe(shown)
 
 
-def note_changed(room: Room, member: Member) -> None:
-    """State or acknowledged position of ``member`` changed."""
-    if room.joined is not None and member.sink.id in room.joined:
+def note_changed(room: Room, session: SessionId, shown: Shown) -> None:
+    """What somebody shows, or up to where it has acknowledged, changed."""
+    if room.joined is not None and session in room.joined:
+        room.joined[session] = shown
         return
     if room.touched is None:
         room.touched = {}
-    room.touched[member.sink.id] = member
+    room.touched[session] = shown
 
 
-def listing(room: Room) -> list[dict[str, Any]]:
-    """The members as clients see them, at most ``MAX_MEMBERS``."""
+def listing(room: Room) -> list[Any]:
+    """The members as clients see them, those here first, at most ``MAX_MEMBERS``."""
     room.shown = bool(room.joined)  # who has seen a newcomer here must be told when it goes
-    return [member.describe() for member in islice(room.everybody(), MAX_MEMBERS)]
+    here = [member.describe() for member in islice(room.everybody(), MAX_MEMBERS)]
+    return here + listing_of(room.mates or (), MAX_MEMBERS - len(here))
+
+
+def listing_of(mates: Iterable[Mate], limit: int = MAX_MEMBERS) -> list[Any]:
+    """The same of members on other nodes alone."""
+    return [_describe(mate) for mate in islice(mates, limit)]
 
 
 def counts(room: Room) -> dict[str, int]:
-    """How many sessions, and how many different users among them (an anonymous session is no user)."""
+    """How many sessions on all nodes, and how many different users among them (an anonymous one is none)."""
     users = {member.sink.user for member in room.everybody()}
+    sessions = room.members
+    for mate in room.mates or ():
+        sessions += 1
+        users.add(mate.user)
     users.discard(None)
-    return {"sessions": room.members, "users": len(users)}
+    return {"sessions": sessions, "users": len(users)}
+
+
+def counts_of(mates: Iterable[Mate]) -> dict[str, int]:
+    """The same of members on other nodes alone."""
+    users = [mate.user for mate in mates]
+    return {"sessions": len(users), "users": len(set(users) - {None})}
+
+
+def _describe(shown: Shown) -> Any:
+    return orjson.Fragment(shown.fields) if isinstance(shown, Mate) else shown.describe()
 
 
 def pushes(room: Room) -> Iterator[tuple[Member, bytes]]:
@@ -79,15 +108,16 @@ def pushes(room: Room) -> Iterator[tuple[Member, bytes]]:
     watcher that is never told who left would keep them in its list for ever.
     """
     joined, room.joined = _first(room.joined)
-    left, room.left = _first(room.left)
+    # All who came are told before anybody who went: it may be one user, back on another node.
+    left, room.left = _first(room.left) if room.joined is None else ({}, room.left)
     touched, room.touched = _first(room.touched)
     room.shown = room.shown and room.joined is not None
     watchers = room.watchers
     if not watchers or not (joined or left or touched):
         return
     gone = list(left.values())
-    changed = [member.describe() for member in touched.values()]
-    came = {key: member.describe() for key, member in joined.items()}
+    changed = [_describe(shown) for shown in touched.values()]
+    came = {session: _describe(shown) for session, shown in joined.items()}
     shared = _encode(room.name, list(came.values()), gone, changed)
     personal = len(came) <= PERSONAL_PUSHES
     for watcher in list(watchers):
@@ -112,9 +142,7 @@ def _first(
     return dict(islice(items, MAX_MEMBERS)), dict(items)
 
 
-def _encode(
-    room: str, joined: list[dict[str, Any]], left: list[dict[str, Any]], changed: list[dict[str, Any]]
-) -> bytes | None:
+def _encode(room: str, joined: list[Any], left: list[Any], changed: list[Any]) -> bytes | None:
     fields: dict[str, Any] = {}
     for name, members in (("joined", joined), ("left", left), ("changed", changed)):
         if members:

@@ -12,7 +12,9 @@ from enum import IntEnum
 from typing import Any, Protocol
 
 from broker.config import RoomOptions
+from broker.engine.peers import Mate
 from broker.errors import CloseCode
+from broker.hub.mates import Mates
 from broker.protocol.codec import Codec
 from broker.protocol.events import Event, Position, SessionId, UserId
 from broker.protocol.filters import Filter
@@ -104,6 +106,18 @@ class MemberState(IntEnum):
     """Was told ``lost`` in a room with history; gets nothing until it joins again."""
 
 
+class Passing(Event):
+    """An ephemeral event in a room with history: it has no place in the stream, but comes ``after`` one."""
+
+    __slots__ = ("after",)
+
+    def __init__(self, event: Event, after: Position) -> None:
+        super().__init__(
+            event.room, event.body, event.ts, slot=event.slot, tags=event.tags, exclude=event.exclude
+        )
+        self.after = after
+
+
 class Held:
     """Policy ``latest``: the newest event of each slot, for a member that has a backlog.
 
@@ -184,6 +198,10 @@ class Member:
         }
 
 
+Shown = Member | Mate
+"""Whoever presence shows: a member here, or on another node."""
+
+
 class Snapshot:
     """Members of a group at one moment, never changed.
 
@@ -249,6 +267,7 @@ class Room:
         "idle_since",
         "joined",
         "left",
+        "mates",
         "members",
         "name",
         "options",
@@ -287,9 +306,12 @@ class Room:
         """Members that stand in no group: catching up, suspended, lost."""
         self.ahead: dict[Member, None] | None = None
         """Those of them that have more than the hub was given; live once it has that, too."""
-        self.joined: dict[SessionId, Member] | None = None
-        self.left: dict[SessionId, dict[str, Any]] | None = None
-        self.touched: dict[SessionId, Member] | None = None
+        self.mates: Mates | None = None
+        """Members on other nodes; none is in ``members``."""
+        self.joined: dict[SessionId, Shown] | None = None
+        self.left: dict[SessionId, Any] | None = None
+        """As they were when they left."""
+        self.touched: dict[SessionId, Shown] | None = None
         self.shown = False
         """Somebody was shown members of whose coming the watchers have yet to be told."""
         self.idle_since = 0.0
@@ -300,7 +322,7 @@ class Room:
         return self.position is not None
 
     def everybody(self) -> Iterator[Member]:
-        """Every member, live or not."""
+        """Every member here, live or not."""
         for group in self.groups.values():
             yield from group.members
         yield from self.apart
@@ -349,6 +371,12 @@ class Room:
         if not group.members:
             del self.groups[group.codec, group.filter]
 
+    def recall(self, past: Iterable[Event]) -> None:
+        """Remember what is older than all that is remembered yet."""
+        newer, self.slots = self.slots or {}, None
+        for event in (*past, *newer.values()):
+            self.remember(event)
+
     def remember(self, event: Event) -> None:
         """Keep the newest event of each slot."""
         if event.slot is None:
@@ -359,3 +387,16 @@ class Room:
         self.slots[event.slot] = event
         if len(self.slots) > self.options.slots:
             del self.slots[next(iter(self.slots))]
+
+
+class Opening:
+    """A room that somebody is opening: it takes in what other nodes say of it, and is in no table yet.
+
+    ``openers`` are at it; the fastest puts it into the hub's table.
+    """
+
+    __slots__ = ("openers", "room")
+
+    def __init__(self, room: Room) -> None:
+        self.room = room
+        self.openers = 0

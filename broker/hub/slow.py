@@ -13,7 +13,7 @@ from typing import Any
 
 from broker.errors import CloseCode
 from broker.hub.fanout import FanOut
-from broker.hub.rooms import Held, Member, MemberState, Room, Sink, Verdict
+from broker.hub.rooms import Held, Member, MemberState, Passing, Room, Sink, Verdict
 from broker.protocol.events import Event
 from broker.protocol.messages import encode_op
 
@@ -124,6 +124,10 @@ class SlowMembers:
 
 def _mark_hole(member: Member, events: list[Event]) -> None:
     """``events`` do not reach the member; all before them did."""
-    first = events[0].position
-    member.reached = first._replace(offset=first.offset - 1) if first is not None else None
+    first = events[0]
+    if isinstance(first, Passing):
+        member.reached = first.after
+    else:
+        at = first.position
+        member.reached = at._replace(offset=at.offset - 1) if at is not None else None
     member.missed_from = member.room.sent - len(events)

@@ -19,7 +19,7 @@ from broker.config import Rate, Rates
 from broker.engine.base import HistoryPage, HistoryQuery
 from broker.errors import BrokerError, ErrorCode
 from broker.hub import presence
-from broker.hub.rooms import Member
+from broker.hub.rooms import Member, Room
 from broker.protocol import messages
 from broker.protocol.events import Event, Position, make_event
 from broker.protocol.filters import Filter, check_tags, compile_filter
@@ -184,13 +184,26 @@ def _presence_now(session: Session, message: messages.Presence) -> Reply:
         return WAIT  # lists are long, and who does not read them must not pile them up
     room = context.hub.rooms.get(message.room)
     if room is None:
-        return {"members": [], "sessions": 0, "users": 0}
-    return {"members": presence.listing(room), **presence.counts(room)}
+        return WAIT  # there may be somebody on other nodes
+    return _presence_reply(room)
 
 
 async def _presence_later(session: Session, message: messages.Presence) -> Reply:
     await session.drained()
-    return _presence_now(session, message) if not session.backlogged else ANSWERED
+    if session.backlogged:
+        return ANSWERED
+    context = session.context
+    room = context.hub.rooms.get(message.room)
+    if room is None:
+        mates = await context.peers.mates(message.room)
+        room = context.hub.rooms.get(message.room)
+        if room is None:
+            return {"members": presence.listing_of(mates), **presence.counts_of(mates)}
+    return _presence_reply(room)
+
+
+def _presence_reply(room: Room) -> Reply:
+    return {"members": presence.listing(room), **presence.counts(room)}
 
 
 def _ack(session: Session, message: messages.Ack) -> Reply:

@@ -15,6 +15,7 @@ from broker.protocol.events import Event, Position
 from broker.protocol.filters import Filter
 
 if TYPE_CHECKING:
+    from broker.server.context import Context
     from broker.server.session import Session
 
 
@@ -74,31 +75,36 @@ async def join_later(session: Session, message: messages.Join, filter_: Filter |
 
 
 async def open_room(session: Session, name: str) -> Room:
-    """The room, its stream opened and its slots known."""
+    """The room: its stream opened, its slots known, and heard of from other nodes."""
     context = session.context
-    hub = context.hub
-    room = hub.find(name)
-    if room is not None:
-        return room
+    room = context.hub.find(name)
+    while room is None:
+        with context.hub.opening(name):
+            room = await _open(context, name)
+    return room
+
+
+async def _open(context: Context, name: str) -> Room | None:
+    """Attach first, so that nothing passes between what is read and what comes.
+
+    ``None``: the engine has closed the stream again before we had read what we must.
+    """
+    hub, engine = context.hub, context.engine
+    options = hub.options(name)
+    slots = await context.peers.attach(name, slots=options.last_value and not options.history)
+    if not options.history:
+        return hub.obtain(name, None, slots)
     retention = hub.retention(name)
-    position = await context.engine.open(name, retention)
-    try:
-        options = hub.options(name)
-        seen = await context.engine.acknowledgements(name) if options.presence else []
-        past: list[Event] = []
-        top = Position("", 0)
-        while hub.needs_past(name) and top != position:  # again where events came while we read
-            query = HistoryQuery(limit=options.history, tail=options.history)
-            past, top, *_ = await context.engine.history(name, query, retention)
-            position = context.engine.position(name) or top
-        current = context.engine.position(name)
-        if current is not None:
-            return hub.obtain(name, current, past, seen)
-    except BaseException:
-        if name not in hub.rooms:
-            context.engine.close(name)
-        raise
-    return await open_room(session, name)  # somebody who opened it with us has failed, and closed it
+    position = await engine.open(name, retention)
+    seen = await engine.acknowledgements(name) if options.presence else []
+    past: list[Event] = []
+    top = Position("", 0)
+    while hub.needs_past(name) and top != position:  # again where events came while we read
+        query = HistoryQuery(limit=options.history, tail=options.history)
+        past, top, *_ = await engine.history(name, query, retention)
+        position = engine.position(name) or top
+    current = engine.position(name)
+    return hub.obtain(name, current, past, seen) if current is not None else None
 
 
 def _past(room: Room, message: messages.Join) -> tuple[Position | None, int]:

@@ -19,7 +19,7 @@ import trio
 import zstandard
 
 from broker.config import Config, Limits, RoomOptions, Wire
-from broker.engine.base import Deliver, Done, HistoryPage, HistoryQuery, Retention, Seen
+from broker.engine.base import Deliver, Done, HistoryPage, HistoryQuery, Moved, Retention, Seen, stays
 from broker.engine.peers import Answer, Described, Handler, Mate, NodeInfo
 from broker.engine.selection import select
 from broker.errors import BrokerError, CloseCode, ErrorCode
@@ -310,18 +310,24 @@ class MemoryEngine:
         self.seen: dict[tuple[str, str], Seen] = {}
         self.queries: list[HistoryQuery] = []
         self._deliver: Deliver | None = None
+        self._moved: Moved = stays
         self._waiting: list[tuple[list[Event], Callable[[], None]]] = []
         self._keys: dict[tuple[str, str, str], Position] = {}
         self._epochs = 0
 
-    def connect(self, deliver: Deliver) -> None:
+    def connect(self, deliver: Deliver, moved: Moved) -> None:
         """Deliver to the hub."""
         self._deliver = deliver
+        self._moved = moved
 
     async def run(
-        self, deliver: Deliver, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self,
+        deliver: Deliver,
+        moved: Moved = stays,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        self.connect(deliver)
+        self.connect(deliver, moved)
         task_status.started()
         await trio.sleep_forever()
 
@@ -397,6 +403,13 @@ class MemoryEngine:
             self.stream(event.room).delivered = event.position
         if events and self._deliver is not None:
             self._deliver(events)
+
+    def move(self, room: str) -> None:
+        """Say where the stream is, and give none of what lies between."""
+        stream = self.stream(room)
+        self.forget()
+        stream.delivered = stream.top
+        self._moved(room, stream.top)
 
     @property
     def undelivered(self) -> int:
@@ -585,7 +598,7 @@ class Node:
             wake=self._wake,
             sample=lambda namespace, body: self.sampled.append((namespace, body)),
         )
-        self.engine.connect(self.hub.deliver)
+        self.engine.connect(self.hub.deliver, self.hub.moved)
         self.fanout = self.hub.fanout
 
     def _wake(self) -> None:

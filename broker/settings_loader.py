@@ -53,8 +53,8 @@ DEVELOPMENT: dict[Path, Any] = {
 """What ``dev = true`` changes; anything set in file, variable or flag wins over it. The development
 key is :mod:`broker.auth.keys`' part: it stands in where ``auth.keys`` is empty."""
 
-NOT_SETTINGS = frozenset({"BROKER_CONFIG", "BROKER_URL", "BROKER_TOKEN"})
-"""Variables of the command line that are no settings: the file, and what ``listen`` connects to."""
+NOT_SETTINGS = frozenset({"BROKER_CONFIG", "BROKER_URL", "BROKER_TOKEN", "BROKER_WORKER"})
+"""Variables that are no settings: the file, what ``listen`` connects to, and what a worker is."""
 
 _SERVICE_LINK = re.compile(r"BROKER_(SERVICE_(HOST|PORT)\w*|PORT|PORT_\d+_\w+)")
 """What Kubernetes puts into every container next to a Service that is called ``broker``."""

@@ -35,6 +35,7 @@ from broker.server import identity as identities
 from broker.server.connection import Connection
 from broker.server.context import Context
 from broker.server.echo import serve_echo
+from broker.server.listening import bind, close
 from broker.server.rates import Bucket
 from broker.server.session import Session
 
@@ -419,31 +420,20 @@ def connection_limit(config: Config) -> int:
     return min(config.limits.connections or granted, granted)
 
 
-def listen(settings: Settings) -> list[socket.socket]:
-    """Bound, listening, non-blocking sockets for the client port.
+def listen(settings: Settings, *, reuse_port: bool = False) -> list[socket.socket]:
+    """Bound, listening, non-blocking sockets for the client port; ``reuse_port`` as in ``bind``.
 
     Options that accepted sockets inherit are set here once, which saves two
     system calls for each connection. Raises OSError.
     """
-    listeners: list[socket.socket] = []
-    infos = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    listeners = bind(settings, reuse_port=reuse_port)
     try:
-        port = settings.port
-        for family, kind, protocol, _, address in infos:
-            sock = socket.socket(family, kind, protocol)
-            listeners.append(sock)
-            sock.setblocking(False)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for sock in listeners:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if hasattr(socket, "TCP_NOTSENT_LOWAT"):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_BYTES)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind((address[0], port, *address[2:]))
-            port = port or sock.getsockname()[1]  # the same one on every address of the host
             sock.listen(settings.backlog)
     except BaseException:
-        for sock in listeners:
-            sock.close()
+        close(listeners)
         raise
     return listeners

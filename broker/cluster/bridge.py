@@ -2,59 +2,60 @@
 
 redis-py speaks asyncio, the broker speaks Trio; they meet here, in one event
 loop of trio-asyncio that runs inside the task that owns the link. Both run on
-the same thread, so callbacks need no hand-over.
+the same thread, so callbacks need no hand-over. An error that nobody in asyncio
+caught ends that loop and everything in it, and nothing else: it is started again.
 
-Two connections: the hot lane for commands and the subscriber. Each is opened
-anew when it breaks; the link is up while commands are answered and everything
-wanted has been confirmed. A few connections more serve ``call``.
+From nothing to up::
+
+    lanes      found, connected, primary, scripts loaded      (each shard for itself)
+    greeted    greet() has agreed to the primaries' run ids   commands are taken from here on
+    up         everything wanted is heard                     on_up()
+
+A lane that breaks leads back to the first line, a subscriber that breaks only
+to the second: commands go on while channels are subscribed to again.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import ContextVar
 from typing import Final
 
 import trio
-import trio_asyncio
 
-from broker.cluster import wire
+from broker.cluster.bridge_asyncio import EventLoop, open_loop
+from broker.cluster.bridge_backoff import Backoff
 from broker.cluster.bridge_counts import Counts
-from broker.cluster.bridge_dial import Dialer
-from broker.cluster.bridge_lane import Lane, pack, pack_script
+from broker.cluster.bridge_dial import Dialer, Refused
+from broker.cluster.bridge_lane import Lane, Packed, pack, pack_script
+from broker.cluster.bridge_sentinel import Sentinels
+from broker.cluster.bridge_shard import ENDED, Events, Shard, Terms
 from broker.cluster.bridge_subscriber import Subscriber
 from broker.cluster.link import Argument, Done, LinkDown, LinkError, Message, Reply, Script
+from broker.cluster.target import Address, parse
 from broker.config import Redis
-from broker.logs import get_logger
+from broker.errors import ConfigurationError
+from broker.logs import Throttle, get_logger
 
 log = get_logger(__name__)
 
-FIRST_PAUSE: Final = 0.05
-LONGEST_PAUSE: Final = 2.0
-"""Between two attempts to connect (s): full jitter below a bound that doubles from the first to the longest."""
-
-CALL_LANES: Final = 6
+AWAY: Final = "Redis is away"
 
 _greeting: ContextVar[bool] = ContextVar("greeting", default=False)
-
-
-class Backoff:
-    """Pauses between attempts: random below a bound that doubles."""
-
-    def __init__(self) -> None:
-        self._bound = FIRST_PAUSE
-
-    def reset(self) -> None:
-        self._bound = FIRST_PAUSE
-
-    async def pause(self) -> None:
-        bound, self._bound = self._bound, min(self._bound * 2, LONGEST_PAUSE)
-        await trio.sleep(random.uniform(0, bound))
+"""Whether the task is inside of ``greet``, which may call before anybody else."""
 
 
 class RedisLink:
-    """Commands, scripts and subscriptions on one Redis."""
+    """Commands, scripts and subscriptions, as :class:`broker.cluster.link.Link` has them.
+
+    ``on_messages`` gets all messages of one read of the socket, in order.
+    ``greet`` is awaited with the primary's run id after every connect, before
+    commands are taken, and may use ``call`` and ``call_script``; a
+    :class:`LinkError` from it makes the attempt fail. ``on_up`` and ``on_down``
+    take turns; ``on_down`` gets the reason, and is also called when the link ends.
+
+    Raises :class:`ConfigurationError` when ``settings.url`` cannot be understood.
+    """
 
     def __init__(
         self,
@@ -67,32 +68,48 @@ class RedisLink:
         on_up: Callable[[], None],
         on_down: Callable[[str], None],
     ) -> None:
+        assert settings.url is not None, "a node without redis.url has no link"
         self._settings = settings
-        self._scripts = scripts
-        self._own = own_channel
-        self._on_messages = on_messages
+        self._target = parse(settings.url)
         self._greet = greet
         self._on_up = on_up
         self._on_down = on_down
+        self._own = own_channel
         self._counts = Counts()
-        self._dialer = Dialer(settings.url or "", settings.connect_timeout)
+        self._terms = Terms(
+            settings,
+            Dialer(self._target, settings.connect_timeout),
+            scripts,
+            own_channel,
+            self._counts,
+            Throttle(),
+        )
+        self._events = Events(
+            ready=self._shard_ready,
+            lost=self._shard_lost,
+            settled=self._shard_settled,
+            refused=self._shard_refused,
+            moved=self._shard_moved,
+            messages=on_messages,
+        )
         self._wanted: dict[str, bool] = {own_channel: False}
-        self._lane: Lane | None = None
-        self._subscriber: Subscriber | None = None
-        self._idle: list[Lane] = []
-        self._callers = trio.CapacityLimiter(CALL_LANES)
-        self._loop: trio_asyncio.TrioEventLoop | None = None
+        self._waiters: dict[str, trio.Event] = {}
+        self._shards: list[Shard] = []
+        self._lanes: list[Lane | None] = [None]
+        """By slot; one entry without a cluster. Filled while commands are taken."""
+        self._greeted = False
         self._up = False
-        self._first_up = trio.Event()
-        self._lane_up = trio.Event()
-        self._waiters: dict[str, list[trio.Event]] = {}
-        self._calling = False
+        self._news = trio.Event()
+        self._decided = trio.Event()
+        """Set when the link has been up once, or was refused."""
+        self._refusal: Refused | None = None
+        self._loop: EventLoop | None = None
 
     # -- state ------------------------------------------------------------------------
 
     @property
     def up(self) -> bool:
-        """Whether commands are answered and messages come in."""
+        """Whether commands are answered and everything wanted is heard, as far as anybody can know now."""
         return self._up
 
     @property
@@ -102,226 +119,242 @@ class RedisLink:
 
     def statistics(self) -> dict[str, int]:
         """Counters and sizes."""
-        return self._counts.as_dict()
+        return {
+            "up": int(self._up),
+            "shards": len(self._shards),
+            "channels": len(self._wanted),
+            "pending": sum(shard.lane.pending for shard in self._shards if shard.lane is not None),
+            **self._counts.as_dict(),
+        }
 
     # -- commands ---------------------------------------------------------------------
 
     def send(self, done: Done, key: str, *command: Argument) -> None:
         """See :class:`broker.cluster.link.Link`."""
-        lane = self._lane
+        lane = self._lanes[0]
         if lane is None:
-            done(LinkDown("Redis is away"))
+            done(LinkDown(AWAY))
             return
         self._counts.commands += 1
         lane.send(done, pack(*command))
 
     def send_script(self, done: Done, script: Script, keys: Sequence[str], *arguments: Argument) -> None:
         """See :class:`broker.cluster.link.Link`."""
-        lane = self._lane
+        lane = self._lanes[0]
         if lane is None:
-            done(LinkDown("Redis is away"))
+            done(LinkDown(AWAY))
             return
         self._counts.commands += 1
         lane.send(done, pack_script(script, keys, arguments))
 
     async def call(self, key: str, *command: Argument) -> Reply:
         """See :class:`broker.cluster.link.Link`."""
-        return await self._call(pack(*command))
+        return await self._call(key, pack(*command))
 
     async def call_script(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Reply:
         """See :class:`broker.cluster.link.Link`."""
-        return await self._call(pack_script(script, keys, arguments))
+        return await self._call(keys[0], pack_script(script, keys, arguments))
 
-    async def _call(self, packed: bytes) -> Reply:
-        if not (self._up or _greeting.get()):
-            raise LinkDown("Redis is away")
+    async def _call(self, key: str, packed: Packed) -> Reply:
+        if not (self._greeted or _greeting.get()):
+            raise LinkDown(AWAY)
         self._counts.calls += 1
-        timeout = self._settings.answer_timeout
-        async with self._callers:
-            lane = self._idle.pop() if self._idle else await self._open_lane("call")
-            try:
-                return await lane.ask(packed, timeout)
-            finally:
-                if lane.why is None:
-                    self._idle.append(lane)
+        shard = self._shards[0]
+        try:
+            with trio.fail_after(self._settings.answer_timeout + self._settings.connect_timeout):
+                [reply] = await shard.pool.ask(packed)
+        except trio.TooSlowError:
+            self._counts.call_failures += 1
+            raise LinkDown("all connections for calls are busy") from None
+        except LinkDown:
+            self._counts.call_failures += 1
+            raise
+        if isinstance(reply, LinkError):
+            self._counts.call_failures += 1
+            raise reply
+        return reply
 
     # -- subscriptions ------------------------------------------------------------------
 
     def subscribe(self, channels: Iterable[str], *, sharded: bool) -> None:
         """See :class:`broker.cluster.link.Link`."""
         new = [channel for channel in channels if channel not in self._wanted]
-        self._wanted.update(dict.fromkeys(new, sharded))
-        if self._subscriber is not None:
-            self._subscriber.change(new)
+        for channel in new:
+            self._wanted[channel] = False
+        for shard in self._shards:
+            if shard.subscriber is not None:
+                shard.subscriber.change(new)
 
     def unsubscribe(self, channels: Iterable[str]) -> None:
         """See :class:`broker.cluster.link.Link`."""
         old = [channel for channel in channels if channel != self._own and channel in self._wanted]
         for channel in old:
             del self._wanted[channel]
-        if self._subscriber is not None:
-            self._subscriber.change(old)
+            self._wake(channel)
+        for shard in self._shards:
+            if shard.subscriber is not None:
+                shard.subscriber.change(old)
 
     def hears(self, channel: str) -> bool:
         """See :class:`broker.cluster.link.Link`."""
-        return self._subscriber is not None and self._subscriber.hears(channel)
+        subscriber = self._subscriber_of(channel)
+        return subscriber is not None and subscriber.hears(channel)
 
     async def heard(self, channel: str) -> bool:
-        """See :class:`broker.cluster.link.Link`."""
+        """See :class:`broker.cluster.link.Link`. False as well when Redis refuses the channel."""
         while self._up and channel in self._wanted:
-            if self.hears(channel):
+            subscriber = self._subscriber_of(channel)
+            if subscriber is None or subscriber.denied(channel):
+                return False
+            if subscriber.hears(channel):
                 return True
-            event = trio.Event()
-            self._waiters.setdefault(channel, []).append(event)
+            event = self._waiters.get(channel)
+            if event is None:
+                event = self._waiters[channel] = trio.Event()
             await event.wait()
         return False
+
+    def _subscriber_of(self, channel: str) -> Subscriber | None:
+        return self._shards[0].subscriber if self._shards else None
+
+    def _wake(self, channel: str) -> None:
+        event = self._waiters.pop(channel, None)
+        if event is not None:
+            event.set()
 
     # -- life -----------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the link until cancelled."""
+        """Keep the link until cancelled.
+
+        Started when it is up, or after ``connect_timeout``: then the broker
+        begins without Redis. Raises :class:`ConfigurationError` when Redis
+        answers before that and will not have us.
+        """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._supervise)
             with trio.move_on_after(self._settings.connect_timeout):
-                await self._first_up.wait()
-            task_status.started()
+                await self._decided.wait()
+            if self._refusal is None:
+                if not self._up:
+                    log.warning("starting without redis", redis=str(self._target))
+                task_status.started()
+                await trio.sleep_forever()
+            nursery.cancel_scope.cancel()
+        assert self._refusal is not None
+        raise ConfigurationError("configuration", "redis.url", self._refusal.problem, self._refusal.mend)
 
     async def _supervise(self) -> None:
         backoff = Backoff()
         while True:
             try:
-                async with trio_asyncio.open_loop() as loop, trio.open_nursery() as nursery:
+                async with open_loop() as loop:
                     self._loop = loop
-                    nursery.start_soon(self._keep_lane)
-                    nursery.start_soon(self._keep_subscriber)
+                    backoff.succeeded()
+                    await self._live()
             except* Exception:
+                # Whatever it was, it was in the bridge or in a callback of the broker's: sockets live on.
                 log.exception("redis bridge failed")
                 self._counts.restarts += 1
             finally:
-                self._down("the bridge ended")
+                self._loop = None
             await backoff.pause()
 
-    async def _keep_lane(self) -> None:
-        backoff = Backoff()
-        while True:
-            try:
-                lane = await self._open_lane("commands")
-                await self._prepare(lane)
-            except LinkError as error:
-                self._counts.connect_failures += 1
-                log.warning("redis cannot be used", why=str(error))
-                await backoff.pause()
-                continue
-            self._lane = lane
-            self._lane_up.set()
-            try:
-                backoff.reset()
-                self._settle()
-                await lane.run(self._settings.answer_timeout)
-            finally:
-                lane.close("ended")
-                self._lane = None
-                self._lane_up = trio.Event()
-                self._down(lane.why or "")
-
-    async def _open_lane(self, name: str) -> Lane:
-        lane = Lane(name, self._counts, self._scripts)
-        if name == "call":
-            assert self._loop is not None
-            token = trio_asyncio.current_loop.set(self._loop)
-            try:
-                await self._dialer.open(lane)
-            finally:
-                trio_asyncio.current_loop.reset(token)
-        else:
-            await self._dialer.open(lane)
-        return lane
-
-    async def _prepare(self, lane: Lane) -> None:
-        timeout = self._settings.answer_timeout
+    async def _live(self) -> None:
+        """Connect all shards and keep them."""
+        find, sentinels = self._finder()
+        shard = Shard(self._terms, self._events, find, self._wanted)
+        self._shards = [shard]
         try:
-            info = await lane.ask(pack("INFO", "server"), timeout)
-            await lane.load_scripts(timeout)
-            run_id = next(line[7:].decode() for line in info.split(b"\r\n") if line.startswith(b"run_id:"))
-            token = _greeting.set(True)
-            try:
-                await self._greet(run_id)
-            finally:
-                _greeting.reset(token)
-        except BaseException:
-            lane.close("not prepared")
-            raise
+            async with trio.open_nursery() as nursery:
+                if sentinels is not None:
+                    nursery.start_soon(sentinels.watch, lambda: shard.address, shard.move)
+                nursery.start_soon(shard.run)
+                nursery.start_soon(self._keep_greeted)
+        finally:
+            self._shards = []
 
-    async def _keep_subscriber(self) -> None:
-        backoff = Backoff()
+    def _finder(self) -> tuple[Callable[[], Awaitable[Address | None]], Sentinels | None]:
+        target = self._target
+        if target.kind == "sentinel":
+            sentinels = Sentinels(target, self._terms.dialer, self._settings.answer_timeout)
+            return sentinels.find, sentinels
+
+        async def find() -> Address | None:
+            return target.addresses[0] if target.addresses else None
+
+        return find, None
+
+    async def _keep_greeted(self) -> None:
+        """Greet whenever all lanes are ready, and let the subscribers connect."""
         while True:
-            await self._lane_up.wait()
-            subscriber = Subscriber(
-                "subscriber",
-                self._counts,
-                wanted=self._wanted,
-                own_channel=self._own,
-                on_messages=self._on_messages,
-                on_confirmed=self._settle,
-            )
+            await self._news.wait()
+            self._news = trio.Event()
+            lanes = [shard.lane for shard in self._shards]
+            if self._greeted or not lanes or None in lanes:
+                continue
             try:
-                await self._dialer.open(subscriber)
+                await self._introduce(",".join(sorted(shard.run_id for shard in self._shards)))
             except LinkError as error:
                 self._counts.connect_failures += 1
-                log.warning("redis cannot be used", why=str(error))
-                await backoff.pause()
+                if (missed := self._terms.throttle.admit(("greet", str(error)))) is not None:
+                    log.warning("redis cannot be used", why=str(error), suppressed=missed)
+                for lane in lanes:
+                    if lane is not None:
+                        lane.close(str(error))
                 continue
-            self._subscriber = subscriber
-            backoff.reset()
-            try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._probe, subscriber)
-                    await subscriber.run()
-                    nursery.cancel_scope.cancel()
-            finally:
-                subscriber.close("ended")
-                self._subscriber = None
-                self._down(subscriber.why or "")
+            if lanes != [shard.lane for shard in self._shards]:
+                continue  # one broke meanwhile; its successor is greeted again
+            self._greeted = True
+            self._lanes = list(lanes)
+            for shard in self._shards:
+                shard.hear()
+            self._shard_settled()
 
-    async def _probe(self, subscriber: Subscriber) -> None:
-        number = 0
-        while True:
-            reads = subscriber.reads
-            await trio.sleep(self._settings.probe_after)
-            if subscriber.reads != reads:
-                continue
-            number += 1
-            self._counts.probes += 1
-            self.send(lambda _: None, self._own, "PUBLISH", self._own, wire.pack(wire.PROBE, number))
-            await trio.sleep(self._settings.probe_timeout)
-            if subscriber.reads == reads:
-                self._counts.silences += 1
-                subscriber.close("nothing heard")
-                return
+    async def _introduce(self, run_ids: str) -> None:
+        token = _greeting.set(True)
+        try:
+            await self._greet(run_ids)
+        finally:
+            _greeting.reset(token)
 
-    def _settle(self) -> None:
-        """A connection came up, or subscriptions were confirmed."""
-        waiters = self._waiters
-        for channel in [channel for channel in waiters if self.hears(channel)]:
-            for event in waiters.pop(channel):
-                event.set()
-        if not self._up and self._lane is not None and self._subscriber is not None:
-            if self._subscriber.settled:
-                self._up = True
-                self._first_up.set()
-                log.info("redis is up")
-                self._on_up()
+    # -- what shards tell ---------------------------------------------------------------------
 
-    def _down(self, why: str) -> None:
-        if self._up:
-            self._up = False
-            self._counts.losses += 1
+    def _shard_ready(self) -> None:
+        self._news.set()
+
+    def _shard_lost(self, why: str) -> None:
+        self._counts.losses += 1
+        if any(shard.lane is None for shard in self._shards):
+            self._greeted = False
+            self._lanes = [None]
+        if not self._up:
+            return
+        self._up = False
+        waiters, self._waiters = self._waiters, {}
+        for event in waiters.values():
+            event.set()
+        if why != ENDED:
             log.warning("redis is down", why=why)
-            waiters, self._waiters = self._waiters, {}
-            for events in waiters.values():
-                for event in events:
-                    event.set()
-            for lane in self._idle:
-                lane.close(why)
-            self._idle.clear()
-            self._on_down(why)
+        self._on_down(why)
+
+    def _shard_settled(self) -> None:
+        for channel in [channel for channel in self._waiters if self.hears(channel) or self._denied(channel)]:
+            self._wake(channel)
+        if not self._up and self._greeted and all(shard.settled for shard in self._shards):
+            self._up = True
+            self._decided.set()
+            log.info("redis is up", redis=str(self._target))
+            self._on_up()
+
+    def _denied(self, channel: str) -> bool:
+        subscriber = self._subscriber_of(channel)
+        return subscriber is not None and subscriber.denied(channel)
+
+    def _shard_refused(self, refusal: Refused) -> None:
+        if not self._decided.is_set():
+            self._refusal = refusal
+            self._decided.set()
+
+    def _shard_moved(self) -> None:
+        raise LinkDown("this is a node of a cluster: write redis+cluster://")

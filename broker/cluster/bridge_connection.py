@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import hiredis
 import trio
 
 from broker.cluster.bridge_counts import Counts
-from broker.cluster.link import LinkError
+from broker.cluster.link import LinkDown, LinkError
 from broker.logs import get_logger
 
 log = get_logger(__name__)
@@ -49,12 +49,25 @@ class Connection(asyncio.BufferedProtocol):
         self._writer: asyncio.StreamWriter | None = None
         # Error replies become instances of LinkError, also inside of arrays; only a
         # reply that is one at the top belongs to a command.
-        self._reader = hiredis.Reader(replyError=LinkError, notEnoughData=NOTHING)
+        reader = hiredis.Reader(replyError=LinkError, notEnoughData=NOTHING)
+        self._gets = reader.gets
+        # It takes any buffer, whatever its stub says.
+        self._feed = cast("Callable[[bytearray, int, int], None]", reader.feed)
 
     def attach(self, writer: asyncio.StreamWriter) -> None:
         """Take over what redis-py opened. The writer is kept: it would close the transport when collected."""
         self._writer = writer
         writer.transport.set_protocol(self)
+
+    def release(self) -> asyncio.StreamWriter:
+        """Give the connection away, to ``attach`` it elsewhere; nothing may be under way."""
+        writer = self._writer
+        if writer is None:
+            raise LinkDown(self.why or "never connected")
+        self._writer = None
+        self.why = "given away"
+        self.gone.set()
+        return writer
 
     def write(self, data: bytes) -> None:
         """Send bytes. The caller respects ``full``."""
@@ -91,10 +104,9 @@ class Connection(asyncio.BufferedProtocol):
         if self._writer is None:
             return
         self.reads += 1
-        reader = self._reader
         try:
-            reader.feed(_buffer, 0, nbytes)
-            self._received(reader.gets)
+            self._feed(_buffer, 0, nbytes)
+            self._received(self._gets)
         except hiredis.ProtocolError as error:
             self.close(f"this is not Redis's protocol: {error}")
         except Exception as error:

@@ -94,7 +94,7 @@ class Interest:
         return self._link.hears(self._keys.live(room)) and self._link.hears(self._keys.backend(room))
 
     async def wait(self, room: str) -> bool:
-        """Wait until both channels are heard; false when the link is or goes down, or nobody wants the room."""
+        """Wait until both channels are heard; false when the link is down, or nobody wants the room."""
         return await self._link.heard(self._keys.live(room)) and await self._link.heard(
             self._keys.backend(room)
         )

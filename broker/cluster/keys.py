@@ -17,10 +17,13 @@ class Keys:
         self.prefix = prefix
         self.store = f"{prefix}store"
         """Hash: the store's generation, how much it has stored, whose run it is (see ``generation``)."""
-        self.nodes = f"{prefix}nodes"
+        # One hash tag for what one script touches; a room of that name has other keys.
+        self.nodes = f"{prefix}{{nodes}}"
         """Hash: node id → what it says of itself; a node is alive while its lease is in ``leases``."""
-        self.leases = f"{prefix}nodes:leases"
+        self.leases = f"{prefix}{{nodes}}:leases"
         """Sorted set: node id by the Redis time (ms) at which its lease ends."""
+        self.beats = f"{prefix}{{nodes}}:beats"
+        """Hash: Redis time (ms) of the ``last`` heartbeat of any node, and of the first since they ``began``."""
         self.everybody = f"{prefix}nodes:all"
         """Channel that every node hears."""
         self.publish = f"{prefix}publish"
@@ -58,6 +61,10 @@ class Keys:
         """Hash: slot → newest event, of ephemeral rooms with ``last_value``."""
         return self._of(room, "slots")
 
+    def slots_order(self, room: str) -> str:
+        """Sorted set: the slots, the one that was filled last at the end."""
+        return self._of(room, "slots:order")
+
     def members(self, room: str, node: str) -> str:
         """Hash: session → member, of the sessions that ``node`` has in the room."""
         return self._of(room, f"members:{node}")
@@ -65,6 +72,10 @@ class Keys:
     def member_nodes(self, room: str) -> str:
         """Hash: node id → version of its members, of the nodes that have any in the room."""
         return self._of(room, "members")
+
+    def member_rooms(self, node: str) -> str:
+        """Set: rooms in which ``node`` has members, and perhaps some in which it has none any more."""
+        return f"{self.prefix}node:{node}:members"
 
     def who(self, room: str) -> str:
         """Hash: for the lifecycle feed, who is in the room by which node."""

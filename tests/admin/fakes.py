@@ -1,4 +1,4 @@
-"""Nodes that ask each other without anything between them; and engines and nodes that are as a test wants them."""
+"""Nodes that ask each other without anything between them, and an engine that fails when it should."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import trio
 
+from broker.engine.embedded import EmbeddedEngine
 from broker.engine.peers import Alone, Answer, Handler, NodeInfo
 from broker.errors import BrokerError
 
@@ -87,3 +88,15 @@ class Line(Alone):
 def json_of(value: Any) -> Any:
     """A value after it went over a wire."""
     return msgspec.json.decode(msgspec.json.encode(value))
+
+
+class FailingEngine:
+    """Stands in front of an engine's statistics, and says that the store fails when the test wants it."""
+
+    def __init__(self, engine: EmbeddedEngine) -> None:
+        self.failing = False
+        self._statistics = engine.statistics
+        engine.statistics = self._told  # type: ignore[method-assign]  # a broken disk, without one
+
+    def _told(self) -> dict[str, Any]:
+        return {**self._statistics(), "failing": int(self.failing)}

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import itertools
 import secrets
+from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import sha1
 from typing import Final, NamedTuple
 
+import trio
+
 from broker.cluster.keys import Keys
-from broker.cluster.link import Script, load_script
+from broker.cluster.link import Argument, Link, LinkError, Reply, Script, load_script
 
 SLACK: Final = 600.0
 """A room outlives its newest event by this much more than its ``ttl`` (s): expiry only collects
@@ -83,3 +86,19 @@ class Tokens:
 def life(ttl: float) -> int:
     """How long a stream with this retention is kept after its newest event (ms)."""
     return int(min((ttl + SLACK) * 1000, LONGEST_LIFE))
+
+
+async def ask(link: Link, script: Script, keys: Sequence[str], *arguments: Argument) -> Reply:
+    """Run a script on the hot lane, after whatever was sent before, and wait. Raises :class:`LinkError`."""
+    answered = trio.Event()
+    replies: list[Reply | LinkError] = []
+
+    def done(reply: Reply | LinkError) -> None:
+        replies.append(reply)
+        answered.set()
+
+    link.send_script(done, script, keys, *arguments)
+    await answered.wait()
+    if isinstance(replies[0], LinkError):
+        raise replies[0]
+    return replies[0]

@@ -3,7 +3,7 @@
 -- KEYS  meta, stream, live channel; store, if there is one; once, if there is a key
 -- ARGV  1 body  2 its time  3 session that must not get it, or ''  4 size of the stream
 --       5 its life (ms)  6 token for whatever must be made  7 'SPUBLISH' in a Redis Cluster
---       8 now  9 for how long the key counts (s), '' without a key
+--       8 now  9 for how long the key counts (s), '' without a key  10 '1' if replicas are waited for
 -- Answer: epoch, offset, commits, 1 if it had been stored before
 --
 -- Whatever Redis may refuse (memory, disk, being a replica) it refuses at the
@@ -18,6 +18,10 @@ if once then
   if first then
     local offset, at, epoch = string.match(first, '^(%S+) (%S+) (%S+)$')
     if tonumber(at) > tonumber(ARGV[8]) - tonumber(ARGV[9]) then
+      if ARGV[10] == '1' then
+        -- WAIT looks at the last thing that its connection wrote, and the event may be another's.
+        redis.call('PEXPIRE', once, redis.call('PTTL', once))
+      end
       return {epoch, tonumber(offset), store and tonumber(redis.call('HGET', store, 'commits')) or 0, 1}
     end
   end

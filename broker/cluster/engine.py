@@ -1,0 +1,546 @@
+"""The engine of a cluster: the past of rooms in Redis, the present on every node.
+
+Theory. A publish is one script (``lua/publish.lua``) that stores the event and
+tells all nodes of it in one step. Its answer and the message travel on two
+connections; :mod:`broker.cluster.delivery` puts both in order. A message is a
+hint that may be lost, the offset is the truth: holes are filled from the stream
+(:mod:`broker.cluster.repairs`), and positions are compared with the store once
+in a while and after every reconnect (:mod:`broker.cluster.sweeper`). That the
+store itself may lose something is the matter of :mod:`broker.cluster.generation`.
+
+What was sent and not answered may or may not be stored. Whoever published it is
+told ``unavailable``, and may send it again with the same key; if it was stored
+after all, it is delivered like any other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import trio
+
+from broker.cluster.delivery import Delivery, Stream
+from broker.cluster.generation import Generation
+from broker.cluster.interest import Interest
+from broker.cluster.keys import Keys
+from broker.cluster.link import Argument, Link, LinkDown, LinkError, Reply
+from broker.cluster.past import Past
+from broker.cluster.repairs import Repairs
+from broker.cluster.replication import Replication
+from broker.cluster.stream_scripts import ACKNOWLEDGE, OPEN, PUBLISH, StreamNames, life
+from broker.cluster.sweeper import Sweeper
+from broker.cluster.wire import Head
+from broker.engine.base import Deliver, Done, HistoryPage, HistoryQuery, Moved, Retention, Seen, stays
+from broker.engine.batch import Close, Open, Request, unavailable
+from broker.engine.open_rooms import OpenRooms
+from broker.engine.seen import SeenBuffer, newest
+from broker.logs import Throttle, get_logger
+from broker.protocol.events import Event, Position
+
+log = get_logger(__name__)
+
+HOLDER: Final = "engine"
+"""As whom the engine wants rooms to be listened to."""
+
+KEY_WINDOW: Final = 300.0
+"""How long an idempotency key is remembered (s)."""
+
+WAITING_EVENTS: Final = 32_768
+"""Publishes that may wait for Redis; past it they are refused, or a stalled Redis would fill the memory."""
+
+OPEN_WITHIN: Final = 2.0
+"""How long opening a room may take (s)."""
+
+DRAIN: Final = 2.0
+"""How long the end waits for answers to what was sent (s)."""
+
+ACKNOWLEDGE_AFTER: Final = 1.0
+"""How long acknowledged positions gather before they are written (s)."""
+
+ACKNOWLEDGED_TTL: Final = 86_400.0
+"""How long positions are kept of a room that was closed before they were written (s)."""
+
+AWAY: Final = "Redis is away"
+STOPPED: Final = "the store is not running"
+
+
+class _Publish:
+    """One event on its way to Redis."""
+
+    __slots__ = ("commits", "done", "event")
+
+    def __init__(self, event: Event, done: Done, commits: int) -> None:
+        self.event = event
+        self.done = done
+        self.commits = commits
+        """How much the store had stored, as far as was known when this was sent."""
+
+
+class _Opening:
+    """A room that is being opened."""
+
+    __slots__ = ("answered", "done", "failure", "given_up")
+
+    def __init__(self) -> None:
+        self.answered = trio.Event()
+        self.done = False
+        self.failure: LinkError | None = None
+        self.given_up = False
+
+
+class RedisEngine:
+    """Keeps the past of rooms in the Redis behind ``link``, which somebody else runs.
+
+    Whoever composes the node hands over messages (:meth:`take`), and says when
+    the link is up again (:meth:`reconnected`). ``ring_events``: newest events of
+    an open room kept in memory. ``sweep_interval``: seconds between two
+    comparisons with the store. ``replicas``: how many must have an event before
+    it counts. ``clock``: Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        keys: Keys,
+        interest: Interest,
+        generation: Generation,
+        *,
+        ring_events: int,
+        sweep_interval: float,
+        replicas: int = 0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._link = link
+        self._keys = keys
+        self._interest = interest
+        self._generation = generation
+        self._clock = clock
+        self._tokens = generation.tokens
+        self._names = StreamNames(keys)
+        self._rooms = OpenRooms(ring_events, self._request)
+        self._past = Past(link, self._names, self._tokens, saw=generation.saw, clock=clock)
+        self._delivery = Delivery(
+            self._rooms, generation, repair=self._want_repair, strange=self._look_again, failed=self._fail
+        )
+        self._sweeper = Sweeper(
+            link,
+            generation,
+            self._delivery,
+            names=self._names,
+            tokens=self._tokens,
+            interval=sweep_interval,
+        )
+        self._repairs = Repairs(self._delivery, self._past, self._sweeper.lost)
+        self._replication: Replication[_Publish] | None = (
+            Replication(link, replicas, self._answered) if replicas else None
+        )
+        self._seen = SeenBuffer()
+        self._seen_noted = trio.Event()
+        self._seen_leaving = 0
+        self._answered_some = trio.Event()
+        self._throttle = Throttle()
+        # Set by run(), used only while _running.
+        self._nursery: trio.Nursery
+        self._started = False
+        self._running = False
+        self._crash: Exception | None = None
+        self._refusing: str | None = None
+        self._in_flight = 0
+        self._stored = 0
+        self._duplicates = 0
+        self._refused = 0
+        self._failed_publishes = 0
+        self._ring_hits = 0
+        self._ring_misses = 0
+        self._acknowledgements = 0
+        self._failed_acknowledgements = 0
+        self._failed_opens = 0
+
+    # Life
+
+    async def run(
+        self,
+        deliver: Deliver,
+        moved: Moved = stays,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Run until cancelled; see :meth:`broker.engine.base.Engine.run`.
+
+        The link must outlive this by a moment, so that what was sent is answered.
+        Raises whatever ``deliver`` or ``moved`` raised, after everybody has been answered.
+        """
+        if self._started:
+            raise RuntimeError("this engine runs already")
+        self._started = True
+        self._delivery.deliver, self._delivery.moved = deliver, moved
+        self._crash = None
+        try:
+            await self._serve(task_status)
+        finally:
+            self._started = False
+            for room in self._delivery.streams:
+                self._interest.release(room, HOLDER)
+            self._delivery.streams.clear()
+            self._rooms.clear()
+            self._repairs.clear()
+        if self._crash is not None:
+            raise self._crash
+
+    async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
+        """Run every task of the engine; returns after a crash."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._flush_answers)
+            nursery.start_soon(self._repairs.run)
+            nursery.start_soon(self._sweeper.run)
+            nursery.start_soon(self._send_seen_later)
+            if self._replication is not None:
+                nursery.start_soon(self._replication.run)
+            self._running = True
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._running = False
+                await self._drain()
+
+    async def _drain(self) -> None:
+        """What was sent gets its answer, which may still be a good one."""
+        self._send_seen()
+        if self._replication is not None:
+            self._replication.flush()
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + DRAIN):
+            while self._in_flight or self._seen_leaving:
+                await self._answered_some.wait()
+                self._answered_some = trio.Event()
+                self._delivery.flush()
+        self._delivery.flush()
+
+    def _fail(self, error: Exception) -> None:
+        """A bug ends the engine: run() raises it."""
+        self._crash = self._crash or error
+        if self._running:
+            self._nursery.cancel_scope.cancel()
+
+    def _require_running(self) -> None:
+        if not self._running:
+            raise unavailable(STOPPED)
+
+    def reconnected(self) -> None:
+        """The link is up again, and every subscription confirmed: find out what was missed meanwhile."""
+        self._sweeper.hurry()
+
+    def take(self, messages: Sequence[tuple[str, Head]]) -> None:
+        """Take what nodes said of stored events (kind ``d``): room and message, as they came."""
+        if self._running:
+            self._delivery.take(messages)
+
+    def _want_repair(self, stream: Stream, at: float) -> None:
+        self._repairs.want(stream, at)
+
+    def _look_again(self) -> None:
+        self._sweeper.hurry()
+
+    # Publishing
+
+    def publish(
+        self, event: Event, retention: Retention, done: Done, *, key_window: float = KEY_WINDOW
+    ) -> None:
+        """Store, deliver, then ``done``; see :meth:`broker.engine.base.Engine.publish`.
+
+        ``key_window``: how long the event's key counts (s).
+        """
+        if not self._running or self._in_flight >= WAITING_EVENTS:
+            self._refused += 1
+            reason = "too many events wait for Redis" if self._running else STOPPED
+            done(unavailable(reason, event.room))
+            return
+        keys = self._names.of(event.room)
+        clustered = self._link.clustered
+        names = [keys.meta, keys.stream, keys.live]
+        if not clustered:
+            names.append(self._keys.store)
+        window: str | float = ""
+        if event.key is not None:
+            names.append(self._keys.once(event.room, event.publisher, event.key))
+            window = key_window
+        publish = _Publish(event, done, self._generation.commits)
+        self._in_flight += 1
+        self._link.send_script(
+            self._taker(publish, keys.meta),
+            PUBLISH,
+            names,
+            event.body,
+            repr(event.ts),
+            event.exclude or "",
+            retention.size,
+            life(retention.ttl),
+            self._tokens(),
+            "SPUBLISH" if clustered else "PUBLISH",
+            repr(self._clock()),
+            window,
+            "" if self._replication is None else "1",
+        )
+
+    def _taker(self, publish: _Publish, key: str) -> Callable[[Reply | LinkError], None]:
+        if self._replication is not None:
+            return self._replication.sent(publish, key)
+        return lambda reply: self._answered(publish, reply)
+
+    def _answered(self, publish: _Publish, reply: Reply | LinkError) -> None:
+        """Redis has stored an event, or has not. Called for many in one go, then they are flushed."""
+        self._in_flight -= 1
+        self._answered_some.set()
+        if isinstance(reply, LinkError):
+            self._failed_publishes += 1
+            self._report(reply)
+            self._delivery.answer(publish.done, unavailable(_reason(reply), publish.event.room))
+            return
+        if self._refusing is not None:
+            self._report(None)
+        shown, offset, commits, again = reply
+        epoch = shown.decode()
+        if again:
+            self._duplicates += 1
+        else:
+            self._stored += 1
+            # It was stored after what was known then, so the count must be higher.
+            if not self._generation.saw(epoch, commits) or 0 < commits <= publish.commits:
+                self._sweeper.hurry()
+        self._delivery.stored(publish.event, Position(epoch, offset), publish.done, again=bool(again))
+
+    async def _flush_answers(self) -> None:
+        while True:
+            await self._answered_some.wait()
+            self._answered_some = trio.Event()
+            self._delivery.flush()
+
+    def _report(self, error: LinkError | None) -> None:
+        """Tell the operator when the store begins to refuse and when it works again, not in between."""
+        if error is None:
+            log.info("store works again", refused_with=self._refusing)
+            self._refusing = None
+        elif isinstance(error, LinkDown):
+            return  # the link tells that by itself, and `failing` asks it
+        else:
+            code = str(error).partition(" ")[0]
+            if code != self._refusing and (missed := self._throttle.admit(code)) is not None:
+                log.error("store fails", reason=str(error), suppressed=missed)
+            self._refusing = code
+
+    # Rooms
+
+    def position(self, room: str) -> Position | None:
+        """Newest delivered position of an open room; ``None`` if it is not open."""
+        ring = self._rooms.get(room)
+        return ring.top if ring is not None else None
+
+    async def open(self, room: str, retention: Retention) -> Position:
+        """Make the room warm and return its top. Raises ``unavailable``."""
+        await trio.lowlevel.checkpoint()
+        return (await self._rooms.open(room, retention)).top
+
+    def close(self, room: str) -> None:
+        """Drop the room's ring. Unknown rooms are ignored."""
+        self._rooms.close(room)
+
+    def _request(self, request: Request, _urgent: bool) -> None:
+        """What the rooms want."""
+        match request:
+            case Open():
+                self._require_running()
+                self._nursery.start_soon(self._open_room, request)
+            case Close(room=room):
+                self._interest.release(room, HOLDER)
+                self._delivery.end(room)
+            case _:
+                raise NotImplementedError(request)
+
+    async def _open_room(self, request: Open) -> None:
+        """Listen first, then ask where the stream is: nothing can fall between."""
+        room = request.room
+        failure = AWAY
+        opening = _Opening()
+        self._delivery.hold(room)
+        self._interest.want(room, HOLDER)
+        try:
+            with trio.move_on_after(OPEN_WITHIN):
+                if await self._interest.wait(room):
+                    self._ask_top(request, opening)
+                    await opening.answered.wait()
+                    if opening.failure is not None:
+                        failure = _reason(opening.failure)
+        except trio.Cancelled:
+            failure = STOPPED
+            raise
+        finally:
+            if not opening.done:
+                opening.given_up = True
+                self._failed_opens += 1
+                self._delivery.release(room)
+                self._interest.release(room, HOLDER)
+                request.finished(None, failure)
+
+    def _ask_top(self, request: Open, opening: _Opening) -> None:
+        """Ask where the stream is. The answer opens the room at once, before anything else is read."""
+        keys = self._names.of(request.room)
+        names = keys[:2] if self._link.clustered else (*keys[:2], self._keys.store)
+
+        def done(reply: Reply | LinkError) -> None:
+            if isinstance(reply, LinkError):
+                opening.failure = reply
+            elif not opening.given_up:
+                opening.done = True
+                self._opened(request, reply)
+            opening.answered.set()
+
+        self._link.send_script(done, OPEN, names, self._tokens(), life(request.retention.ttl))
+
+    def _opened(self, request: Open, reply: Reply) -> None:
+        shown, offset, commits = reply
+        top = Position(shown.decode(), offset)
+        if not self._generation.saw(top.epoch, commits):
+            self._sweeper.hurry()
+        stream = Stream(request.room, self._names.of(request.room), top, request.retention.ttl)
+        self._delivery.begin(stream, lambda: request.finished(top, None))
+
+    # The past
+
+    def history_nowait(self, room: str, query: HistoryQuery) -> HistoryPage | None:
+        """Answer from memory, exactly; else ``None``."""
+        ring = self._rooms.get(room)
+        page = None
+        if ring is not None and not self._is_news(room, query.since, ring.top):
+            page = ring.page(query, self._clock())
+        if page is None:
+            self._ring_misses += 1
+        else:
+            self._ring_hits += 1
+        return page
+
+    def _is_news(self, room: str, since: Position | None, top: Position) -> bool:
+        """Whether a client may know more than this node does: another node may have told it."""
+        if since is None:
+            return False
+        if since.epoch == top.epoch:
+            return since.offset > top.offset
+        return not self._delivery.streams[room].sequencer.is_retired(since.epoch)
+
+    async def history(self, room: str, query: HistoryQuery, retention: Retention) -> HistoryPage:
+        """Read the past, from memory if that is possible. Raises ``unavailable``."""
+        await trio.lowlevel.checkpoint()
+        self._require_running()
+        ring = self._rooms.get(room)
+        if ring is not None and ring.retention == retention:
+            page = self.history_nowait(room, query)
+            if page is not None:
+                return page
+        page = await self._past.page(self._nursery, room, query, retention)
+        ring = self._rooms.get(room)
+        if ring is not None:
+            if ring.top.epoch == page.top.epoch:
+                ring.extend_left(page.events)
+            elif (stream := self._delivery.streams.get(room)) is not None:
+                self._delivery.suspect(stream, trio.current_time())
+        return page
+
+    # Acknowledged positions
+
+    def acknowledge(self, room: str, who: str, offset: int, ts: float) -> None:
+        """Remember that ``who`` has seen up to ``offset``; in Redis about a second later."""
+        self._seen.note(room, who, offset, ts)
+        self._seen_noted.set()
+
+    async def acknowledgements(self, room: str) -> list[Seen]:
+        """Everybody's acknowledged position, with those that are not in Redis yet."""
+        await trio.lowlevel.checkpoint()
+        self._require_running()
+        # Before the read: what is written while it runs is in one of the two.
+        here = self._seen.of(room)
+        return newest([*await self._past.acknowledged(self._nursery, room), *here])
+
+    async def _send_seen_later(self) -> None:
+        while True:
+            await self._seen_noted.wait()
+            await trio.sleep(ACKNOWLEDGE_AFTER)
+            self._send_seen()
+
+    def _send_seen(self) -> None:
+        self._seen_noted = trio.Event()
+        if not self._seen:
+            return
+        request = self._seen.take()
+        left = len(request.positions)
+        failed = False
+
+        def done(reply: Reply | LinkError) -> None:
+            nonlocal left, failed
+            left -= 1
+            if isinstance(reply, LinkError):
+                failed = True
+                self._failed_acknowledgements += 1
+            else:
+                self._acknowledgements += reply
+            if not left:
+                self._seen_leaving -= 1
+                # Written twice is written once: the script never moves a position back.
+                self._seen.settle(request, written=not failed)
+                if failed:
+                    self._seen_noted.set()
+                self._answered_some.set()
+
+        self._seen_leaving += 1
+        for room, people in list(request.positions.items()):
+            keys, ring = self._names.of(room), self._rooms.get(room)
+            ttl = ring.retention.ttl if ring is not None else ACKNOWLEDGED_TTL
+            arguments: list[Argument] = [life(ttl)]
+            for who, (offset, ts) in people.items():
+                arguments += (who, offset, repr(ts))
+            self._link.send_script(done, ACKNOWLEDGE, (keys.meta, keys.seen), *arguments)
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters since the start, and gauges, by name."""
+        delivery, repairs, sweeper, flights = self._delivery, self._repairs, self._sweeper, self._past.flights
+        return {
+            "rooms_open": len(self._rooms),
+            "ring_events": self._rooms.events,
+            "waiting": self._in_flight,
+            "batches": delivery.batches,
+            "largest_batch": delivery.largest_batch,
+            "stored": self._stored,
+            "duplicates": self._duplicates,
+            "refused": self._refused,
+            "failed_publishes": self._failed_publishes,
+            "failed_opens": self._failed_opens,
+            "too_few_replicas": self._replication.too_few if self._replication is not None else 0,
+            "received": delivery.received,
+            "known": delivery.known,
+            "bad_messages": delivery.bad_messages,
+            "holes": delivery.holes,
+            "repairs": repairs.repairs,
+            "repaired_events": repairs.repaired_events,
+            "failed_repairs": repairs.failed_repairs,
+            "moved": delivery.moves,
+            "sweeps": sweeper.sweeps,
+            "failed_sweeps": sweeper.failed_sweeps,
+            "behind": sweeper.behind,
+            "tails_lost": sweeper.tails_lost,
+            "generations": self._generation.changes,
+            "witnesses": self._generation.pending,
+            "ring_hits": self._ring_hits,
+            "ring_misses": self._ring_misses,
+            "reads": flights.reads,
+            "shared_reads": flights.shared,
+            "failed_reads": flights.failures,
+            "unreadable": self._past.unreadable,
+            "acknowledgements": self._acknowledgements,
+            "failed_acknowledgements": self._failed_acknowledgements,
+            "failing": int(self._refusing is not None or not self._link.up),
+        }
+
+
+def _reason(error: LinkError) -> str:
+    return str(error) if isinstance(error, LinkDown) else f"the store refused ({error})"

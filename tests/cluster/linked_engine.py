@@ -1,0 +1,127 @@
+"""An engine with a link of its own, so that ``run`` is all that it needs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from broker.cluster import wire
+from broker.cluster.bridge import RedisLink
+from broker.cluster.engine import RedisEngine
+from broker.cluster.generation import Generation
+from broker.cluster.interest import Interest
+from broker.cluster.keys import Keys
+from broker.cluster.link import Message
+from broker.cluster.stream_scripts import SCRIPTS, Tokens
+from broker.config import Redis
+from broker.engine.base import Deliver, Moved, stays
+from tests.engine.contract import ManualClock
+from tests.redis_server import RedisServer
+
+_numbers = itertools.count(1)
+
+
+class LinkedEngine(RedisEngine):
+    """What the composition of a node does for its engine, and no more."""
+
+    def __init__(
+        self,
+        server: RedisServer,
+        clock: Callable[[], float],
+        *,
+        prefix: str = "broker:",
+        ring_events: int = 4,
+        sweep_interval: float = 5.0,
+        replicas: int = 0,
+        url: str | None = None,
+        **settings: Any,
+    ) -> None:
+        self.keys = Keys(prefix)
+        self.name = f"node{next(_numbers)}"
+        self.hears: Callable[[str, wire.Head], bool] = lambda _room, _head: True
+        """Which messages reach the engine: a test makes it deaf."""
+        self.generation = Generation(self.keys, lambda: self.name, Tokens())
+        self.ups = 0
+        self.link = RedisLink(
+            Redis(url=url or server.url, **settings),
+            scripts=SCRIPTS,
+            own_channel=self.keys.node(self.name),
+            on_messages=self._on_messages,
+            greet=lambda run_id: self.generation.greet(self.link, run_id),
+            on_up=self._on_up,
+            on_down=lambda _why: None,
+        )
+        self.interest = Interest(self.link, self.keys)
+        super().__init__(
+            self.link,
+            self.keys,
+            self.interest,
+            self.generation,
+            ring_events=ring_events,
+            sweep_interval=sweep_interval,
+            replicas=replicas,
+            clock=clock,
+        )
+
+    def _on_up(self) -> None:
+        self.ups += 1
+        self.reconnected()
+
+    def _on_messages(self, messages: list[Message]) -> None:
+        found = []
+        for channel, payload in messages:
+            place = self.interest.find(channel)
+            if place is not None and payload.startswith(wire.DURABLE):
+                head = wire.unpack(payload)
+                if self.hears(place.room, head):
+                    found.append((place.room, head))
+        if found:
+            self.take(found)
+
+    async def run(
+        self,
+        deliver: Deliver,
+        moved: Moved = stays,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        if self._started:
+            raise RuntimeError("this engine runs already")
+        async with trio.open_nursery() as nursery:
+            link_scope = await nursery.start(self._keep_link)
+            try:
+                await super().run(deliver, moved, task_status=task_status)
+            finally:
+                link_scope.cancel()
+
+    async def _keep_link(
+        self, *, task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """The link ends after the engine, which still waits for answers."""
+        with trio.CancelScope(shield=True) as scope:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.link.run)
+                nursery.start_soon(self.interest.run)
+                task_status.started(scope)
+
+
+class RedisHarness:
+    """Engines on one server, under one prefix."""
+
+    survives = True
+
+    def __init__(self, server: RedisServer, **options: Any) -> None:
+        self.clock = ManualClock()
+        self._server = server
+        self._options = {"prefix": f"broker{next(_numbers)}:"} | options
+
+    def engine(self, *, ring_events: int = 4, **options: Any) -> LinkedEngine:
+        return LinkedEngine(
+            self._server, self.clock, **(self._options | {"ring_events": ring_events} | options)
+        )
+
+    def fresh(self) -> RedisHarness:
+        return RedisHarness(self._server)

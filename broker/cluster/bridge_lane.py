@@ -218,7 +218,8 @@ class Lane(Connection):
     async def drained(self) -> None:
         """Wait until everything that was sent has been answered, or the lane is over."""
         while self._flight and self.why is None:
-            self._drained = trio.Event()
+            if self._drained.is_set():
+                self._drained = trio.Event()
             await self._drained.wait()
 
     def take_back(self) -> list[Moved]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from typing import Final
 
 import trio
@@ -43,12 +44,16 @@ class Pool:
         self._dialing = 0
         self._callers: deque[_Caller] = deque()
         self._nursery: trio.Nursery | None = None
+        self._context = copy_context()
 
     async def run(self) -> None:
         """Serve callers until cancelled."""
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                # A task inherits the context of who starts it rather than that of its nursery,
+                # and callers' contexts know no asyncio loop.
+                self._context = copy_context()
                 await trio.sleep_forever()
         finally:
             self._nursery = None
@@ -110,7 +115,7 @@ class Pool:
         free = SIZE - self._dialing - len(self._lent) - len(self._idle)
         for _ in range(min(len(self._callers) - self._dialing, free)):
             self._dialing += 1
-            self._nursery.start_soon(self._open)
+            self._context.run(self._nursery.start_soon, self._open)
 
     async def _open(self) -> None:
         try:

@@ -124,7 +124,8 @@ class Shard:
                     await lane.run()
                 finally:
                     self.lane = None
-                    self._may_hear = trio.Event()
+                    if self._may_hear.is_set():  # else somebody waits for this very event
+                        self._may_hear = trio.Event()
                     lane.close(ENDED)
                     self.pool.close(lane.why or "")
                     self._events.lost(lane.why or "")

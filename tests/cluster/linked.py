@@ -1,0 +1,127 @@
+"""A link for tests, and what it said."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from hashlib import sha1
+from typing import Any
+
+import trio
+
+from broker.cluster.bridge import RedisLink
+from broker.cluster.link import LinkError, Message, Reply, Script
+from broker.config import Redis
+
+PATIENCE = 30.0
+"""Real seconds after which something that should happen has not: far above what a busy machine needs."""
+
+OWN = "broker:node:test"
+
+
+def script(name: str, source: str) -> Script:
+    return Script(name, source, sha1(source.encode()).hexdigest())
+
+
+APPEND = script("append", "return redis.call('RPUSH', KEYS[1], ARGV[1])")
+ECHO = script("echo", "return ARGV[1]")
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until ``condition()`` is true."""
+    with trio.fail_after(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - the world outside sets no event
+            await trio.sleep(0.005)
+
+
+class Recorder:
+    """Callbacks that remember."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.run_ids: list[str] = []
+        self.ups = 0
+        self.downs: list[str] = []
+        self.greet: Callable[[], Awaitable[None]] | None = None
+        """What a test does while it is greeted."""
+        self.link: RedisLink
+
+    async def greeted(self, run_id: str) -> None:
+        self.run_ids.append(run_id)
+        if self.greet is not None:
+            await self.greet()
+
+    def on_up(self) -> None:
+        assert self.link.up
+        self.ups += 1
+
+    def on_down(self, why: str) -> None:
+        assert not self.link.up
+        self.downs.append(why)
+
+    async def send(self, key: str, *command: str | bytes | int) -> Reply | LinkError:
+        """Send on the hot lane and wait for what comes."""
+        return await self.outcome(lambda done: self.link.send(done, key, *command))
+
+    async def outcome(self, send: Callable[[Callable[[Any], None]], None]) -> Reply | LinkError:
+        replies: list[Any] = []
+        event = trio.Event()
+
+        def done(reply: Any) -> None:
+            replies.append(reply)
+            event.set()
+
+        send(done)
+        with trio.fail_after(PATIENCE):
+            await event.wait()
+        assert len(replies) == 1
+        return replies[0]
+
+    async def round_trip(self, text: str) -> None:
+        """Hear what was said after everything that was said before."""
+        self.link.send(lambda _: None, OWN, "PUBLISH", OWN, text)
+        await until(lambda: (OWN, text.encode()) in self.messages)
+
+
+def build(url: str, **settings: Any) -> Recorder:
+    """A link that does not run yet."""
+    recorder = Recorder()
+    recorder.link = RedisLink(
+        Redis(url=url, **settings),
+        scripts=(APPEND, ECHO),
+        own_channel=OWN,
+        on_messages=recorder.messages.extend,
+        greet=recorder.greeted,
+        on_up=recorder.on_up,
+        on_down=recorder.on_down,
+    )
+    return recorder
+
+
+def descriptors() -> set[str]:
+    """What this process has open now: sockets and all."""
+    gc.collect()
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.add(f"{name} {os.readlink(f'/proc/self/fd/{name}')}")
+        except FileNotFoundError:
+            pass  # the one that listed them
+    return found
+
+
+@asynccontextmanager
+async def linked(url: str, **settings: Any) -> AsyncIterator[Recorder]:
+    """A link that is up; when the block ends, nothing of it is left."""
+    before = descriptors()
+    recorder = build(url, **settings)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(recorder.link.run)
+        try:
+            await until(lambda: recorder.link.up)
+            yield recorder
+        finally:
+            nursery.cancel_scope.cancel()
+    await until(lambda: descriptors() <= before)

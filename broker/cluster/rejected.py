@@ -64,7 +64,7 @@ class Rejected:
                 id=saying.id,
                 code=error.code.value,
                 reason=error.message,
-                payload=saying.payload[:PAYLOAD_BYTES],
+                payload=_readable(saying.payload),
                 suppressed=missed,
             )
         self._link.send_script(
@@ -84,7 +84,7 @@ class Rejected:
             "room",
             saying.room,
             "payload",
-            saying.payload[:PAYLOAD_BYTES],
+            _readable(saying.payload),
         )
 
     def _mark(self, saying: Saying) -> str:
@@ -107,3 +107,9 @@ class Rejected:
             **{f"rejected_{code}": count for code, count in sorted(self._by_reason.items())},
             "unrecorded": self._unrecorded,
         }
+
+
+def _readable(payload: bytes) -> str:
+    """The beginning, as UTF-8 whatever it was: who reads the stream may expect that of every field."""
+    text = payload[:PAYLOAD_BYTES].decode(errors="backslashreplace")
+    return text.encode()[:PAYLOAD_BYTES].decode(errors="ignore")

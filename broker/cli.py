@@ -26,6 +26,7 @@ from broker.cli_options import (
     closing,
     configuration,
 )
+from broker.config import Config
 from broker.errors import ConfigurationError
 
 
@@ -62,13 +63,16 @@ class _Commands(click.Group):
     """A group whose commands may live in other modules, imported when they are named."""
 
     elsewhere: Mapping[str, str] = {
+        "export": "broker.cli_export",
         "listen": "broker.cli_rooms",
         "publish": "broker.cli_rooms",
         "stats": "broker.cli_stats",
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return ["serve", "check-config", "token", "listen", "publish", "stats", "train-dict", "version"]
+        return [
+            "serve", "check-config", "token", "listen", "export", "publish", "stats", "train-dict", "version",
+        ]  # fmt: skip
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         module = self.elsewhere.get(cmd_name)
@@ -103,55 +107,45 @@ def broker(ctx: click.Context) -> None:
         "broker serve --dev                          open, for this machine only",
         "broker serve --config /etc/broker/broker.toml",
         "broker serve --config broker.toml --port 0 --limits-outbox-bytes 131072",
-        "BROKER_LOG_FORMAT=json broker serve --config broker.toml",
+        "broker serve --config broker.toml --redis redis://127.0.0.1 --workers 4",
     ),
 )
-@click.option("--redis", metavar="URL", help="several nodes through Redis (not in this version)")
 @click.option("--public-port", metavar="PORT", help="public HTTP port (not in this version)")
-@click.option("--workers", type=click.IntRange(min=1), default=1, help="processes; only 1 in this version")
-def serve(
-    *,
-    config: Path | None,
-    set_: tuple[str, ...],
-    redis: str | None,
-    public_port: str | None,
-    workers: int,
-    **options: Any,
-) -> None:
+def serve(*, config: Path | None, set_: tuple[str, ...], public_port: str | None, **options: Any) -> None:
     """Run the broker until SIGTERM or SIGINT, then drain its sessions.
 
     Standard output carries one line, "ready ws://HOST:PORT/ws admin http://HOST:PORT",
     with the real ports; all logs go to standard error.
     """
-    _refuse_later_work(redis, public_port, workers)
-    settings = configuration(config, set_, options)
-    from broker import logs  # noqa: PLC0415 - structlog costs 4 MB, which the other commands do without
-
-    logs.configure(settings.log.level, settings.log.format)
-    from broker.app import run  # noqa: PLC0415 - everything else, only for this command
-    from broker.settings_checks import warnings  # noqa: PLC0415 - the same
-
-    for warning in warnings(settings):
-        logs.get_logger(__name__).warning(warning)
-    try:
-        code = run(settings)
-    except ConfigurationError as error:
-        raise BadConfiguration(error) from None
-    raise SystemExit(code)
-
-
-def _refuse_later_work(redis: str | None, public_port: str | None, workers: int) -> None:
-    """Options of the contract that this version knows and cannot honour."""
-    if redis is not None:
-        raise click.UsageError(
-            "--redis is not in this version, which is one node with its own store; leave it out"
-        )
     if public_port is not None:
         raise click.UsageError(
             "--public-port is not in this version, which has no public HTTP port; leave it out"
         )
-    if workers > 1:
-        raise click.UsageError("--workers above 1 needs --redis, which is not in this version; use 1")
+    settings = configuration(config, set_, options)
+    try:
+        raise SystemExit(_serve(settings))
+    except ConfigurationError as error:
+        raise BadConfiguration(error) from None
+
+
+def _serve(settings: Config) -> int:
+    """Run one node, or the supervisor of several; the exit code."""
+    from broker import logs  # noqa: PLC0415 - structlog costs 4 MB, which the other commands do without
+
+    logs.configure(settings.log.level, settings.log.format)
+    is_worker = "BROKER_WORKER" in os.environ
+    if not is_worker:  # else its supervisor has said so
+        from broker.settings_checks import warnings  # noqa: PLC0415 - for this command only
+
+        for warning in warnings(settings):
+            logs.get_logger(__name__).warning(warning)
+    if settings.server.workers > 1 and not is_worker:
+        from broker.supervisor import supervise  # noqa: PLC0415 - the same
+
+        return supervise(settings, [sys.executable, "-m", "broker", *sys.argv[1:]])
+    from broker.app import run  # noqa: PLC0415 - everything else, only for this command
+
+    return run(settings)
 
 
 @broker.command(

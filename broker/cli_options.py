@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Mapping
+from datetime import datetime
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
@@ -72,6 +74,8 @@ _ABOUT: dict[KeyPath, str] = {
     ("server", "tls_key"): "its key (PEM)",
     ("admin", "port"): "port for operators, -1 for none",
     ("store", "data"): "directory for history",
+    ("redis", "url"): "the Redis of several nodes and of backends",
+    ("server", "workers"): "processes that share the port",
 }
 """Settings that people give as flags, first in the help; the others are told by type and range alone."""
 
@@ -177,6 +181,38 @@ class Duration(click.ParamType[float]):
         if not 0 < seconds <= 3650 * 86400.0:
             self.fail(f"{value!r} is no duration; write 90, 15m, 1h or 7d, at most ten years", param, ctx)
         return seconds
+
+
+class Moment(click.ParamType[float]):
+    """A point in time, as Unix seconds: given so, in RFC 3339, or as long ago as ``-15m``."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Unix seconds of ``2025-01-31T12:00:00Z``."""
+        text = str(value)
+        if text.startswith("-"):
+            return max(0.0, time.time() - Duration().convert(text[1:], param, ctx))
+        seconds = _unix_seconds(text)
+        if seconds is None:
+            self.fail(f"{text!r} is no time; write 2025-01-31T12:00:00Z, Unix seconds, or -15m", param, ctx)
+        return seconds
+
+
+_DATE = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
+_CLOCK = r"[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?"
+_RFC3339 = re.compile(f"{_DATE}[Tt ]{_CLOCK}([Zz]|[+-][0-9]{{2}}:[0-9]{{2}})")
+
+
+def _unix_seconds(text: str) -> float | None:
+    if re.fullmatch(r"[0-9]{1,11}(\.[0-9]{1,9})?", text):
+        return float(text)
+    if _RFC3339.fullmatch(text):
+        try:
+            return max(0.0, datetime.fromisoformat(text.upper()).timestamp())
+        except (ValueError, OverflowError):
+            pass  # the 31st of February
+    return None
 
 
 class Json(click.ParamType[Any]):

@@ -7,97 +7,25 @@ characters, so that nobody takes over the terminal of whoever listens.
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import click
 import trio
 
-from broker.cli_options import Exit, Json, Place, Tag, closing, fail, json_text, word
+from broker.cli_options import Json, Moment, Place, Tag, closing, json_text, word
+from broker.cli_past import Past
+from broker.cli_session import connection, run
 
 if TYPE_CHECKING:
-    from broker.client import ClientError, Item
-
-DEFAULT_URL = "ws://127.0.0.1:8765/ws"
+    from broker.client import Client, Item
 
 MAX_LINE_BYTES = 1 << 20
 """One line of ``publish -``. More than a broker takes; a pipe without line ends must not cost all memory."""
-
-_REFUSED_CODES = frozenset({"unauthenticated", "forbidden"})
-_REFUSED_CLOSES = frozenset({4401, 4403, 4408, 4501})
-
-
-def _websocket(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
-    """Check ``--url`` here, where a bad one is a matter of usage and not of the connection."""
-    try:
-        url = urlsplit(value)
-        usable = url.scheme in {"ws", "wss"} and bool(url.hostname) and url.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise click.BadParameter(f"{value!r} is not ws://HOST[:PORT]/ws or wss://…")
-    return value
-
-
-def _connection(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of the commands that open a session."""
-    for option in (
-        click.option(
-            "--token", envvar="BROKER_TOKEN", show_envvar=True, help="who you are; see `broker token`"
-        ),
-        click.option(
-            "--url",
-            envvar="BROKER_URL",
-            show_envvar=True,
-            default=DEFAULT_URL,
-            show_default=True,
-            callback=_websocket,
-            help="the client port",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def _run(work: Callable[[], Awaitable[None]]) -> None:
-    """Run ``work``, and turn what ends it into an exit code and one sentence."""
-    from broker.client import ClientError  # noqa: PLC0415 - --help does without
-
-    try:
-        trio.run(work)
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):  # of several, the first is as good as any
-            error = error.exceptions[0]
-    except ClientError as single:
-        error = single
-    else:
-        return
-    if isinstance(error, ClientError):
-        fail(str(error), exit_code(error))
-    raise error
-
-
-def exit_code(error: ClientError) -> Exit:
-    """How a script is told what went wrong."""
-    from broker.client import Closed, ConnectFailed, RequestError, RoomClosed  # noqa: PLC0415 - as above
-
-    match error:
-        case ConnectFailed(status=401 | 403):
-            return Exit.REFUSED
-        case ConnectFailed():
-            return Exit.UNREACHABLE
-        case Closed(code=code) if code in _REFUSED_CLOSES:
-            return Exit.REFUSED
-        case RequestError(code=code) | RoomClosed(code=code) if code in _REFUSED_CODES:
-            return Exit.REFUSED
-        case _:
-            return Exit.FAILED
-
 
 # --- listen ---------------------------------------------------------------------------
 
@@ -106,69 +34,137 @@ def exit_code(error: ClientError) -> Exit:
     epilog=closing(
         "broker listen deal:7 deal:8",
         "broker listen deal:7 --tail 20 --json | jq .data",
+        "broker listen activity --at -15m",
+        "broker listen activity --at 2025-01-31T12:00:00Z --until 2025-01-31T13:00:00Z",
         'broker listen deals --filter \'{"eq": ["region", "EMEA"]}\' --count 1',
         'broker listen user:42 --token "$(broker token --dev --user 42)"',
     )
 )
 @click.argument("rooms", metavar="ROOM…", nargs=-1, required=True)
-@_connection
+@connection
 @click.option(
     "--since", type=Place(), metavar="EPOCH:OFFSET", help="first what came after this position (one room)"
 )
+@click.option("--at", type=Moment(), metavar="TIME", help="first what came from this time on")
 @click.option(
     "--tail", type=click.IntRange(min=0), metavar="N", help="first the newest N events of each room"
+)
+@click.option("--until", type=Moment(), metavar="TIME", help="end at this time")
+@click.option(
+    "--follow/--no-follow", default=True, show_default=True, help="go on with what happens from now on"
 )
 @click.option("--filter", "filter_", type=Json(), metavar="JSON", help="only events whose tags match")
 @click.option("--presence", is_flag=True, help="also who comes and goes")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="end after N events")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines")
-def listen(
-    *,
-    rooms: tuple[str, ...],
-    url: str,
-    token: str | None,
-    since: tuple[str, int] | None,
-    tail: int | None,
-    filter_: Any,
-    presence: bool,
-    count: int | None,
-    as_json: bool,
-) -> None:
-    """Print what happens in rooms, until Ctrl-C. Reconnects by itself, and says where events are missing."""
-    if since is not None and len(rooms) > 1:
-        raise click.UsageError("--since is a position in one room; name one room, or use --tail")
-    printer = _Printer(count, as_json=as_json)
+def listen(*, rooms: tuple[str, ...], url: str, token: str | None, as_json: bool, **options: Any) -> None:
+    """Print what happens in rooms, until Ctrl-C. Reconnects by itself, and says where events are missing.
+
+    With --since or --at the past comes first, however long it is; then what
+    happens from now on, without a hole and nothing twice.
+    """
+    listening = _Listening(as_json=as_json, **options)
+    listening.check(rooms)
 
     async def work() -> None:
-        from broker.client import Position, connect  # noqa: PLC0415 - as above
+        from broker.client import connect  # noqa: PLC0415 - as above
 
-        place = Position(*since) if since is not None else None
         async with connect(url, token=token) as client, trio.open_nursery() as nursery:
+            listening.everything = nursery.cancel_scope
             for name in dict.fromkeys(rooms):
-                room = await client.join(name, since=place, tail=tail, filter=filter_, presence=presence)
-                nursery.start_soon(printer.follow, room.items(), nursery.cancel_scope)
+                nursery.start_soon(listening.to, client, name)
 
-    _run(work)
+    run(work)
 
 
-class _Printer:
-    """Prints items, and ends everything after ``count`` events."""
+class _Listening:
+    """What was asked for, and how much of it was shown. ``everything`` is cancelled when that is all."""
 
-    def __init__(self, count: int | None, *, as_json: bool) -> None:
-        self._left = count
+    def __init__(
+        self,
+        *,
+        as_json: bool,
+        since: tuple[str, int] | None,
+        at: float | None,
+        tail: int | None,
+        until: float | None,
+        follow: bool,
+        filter_: Any,
+        presence: bool,
+        count: int | None,
+    ) -> None:
+        self.everything = trio.CancelScope()
         self._line = json_line if as_json else text_line
+        self._since, self._at, self._tail = since, at, tail
+        self._until = until
+        self._follow = follow
+        self._filter = filter_
+        self._presence = presence
+        self._left = count
 
-    async def follow(self, items: AsyncIterator[Item], everything: trio.CancelScope) -> None:
+    def check(self, rooms: tuple[str, ...]) -> None:
+        """Refuse what contradicts itself."""
+        if self._since is not None and len(rooms) > 1:
+            raise click.UsageError("--since is a position in one room; name one room, or use --at or --tail")
+        starts = [start for start in (self._since, self._at, self._tail) if start is not None]
+        if len(starts) > 1:
+            raise click.UsageError("--since, --at and --tail all say where to begin; give one of them")
+        if not starts and (not self._follow or (self._until is not None and self._until <= time.time())):
+            raise click.UsageError("that would show nothing; say where to begin: --since, --at or --tail")
+
+    async def to(self, client: Client, room: str) -> None:
+        """Show one room: its past, as far as it was asked for, and its present."""
+        now = time.time()
+        present = self._follow and (self._until is None or self._until > now)
+        place = None
+        tail = self._tail
+        if self._since is not None or self._at is not None or not present:
+            past = await self._past(client, room)
+            while not past.ended:
+                for found in await past.read():
+                    self._show(found)
+            place, tail = past.position, None
+            present = present and not past.over
+        if not present:
+            return
+        joined = await client.join(room, since=place, tail=tail, filter=self._filter, presence=self._presence)
+        if place is not None and not joined.recovered:
+            self._show(_lost(room))
+        with trio.move_on_after(math.inf if self._until is None else max(0.0, self._until - now)):
+            async for item in joined.items():
+                self._show(item)
+
+    async def _past(self, client: Client, room: str) -> Past:
+        from broker.client import Position  # noqa: PLC0415 - as above
+        from broker.errors import BrokerError  # noqa: PLC0415 - as above
+        from broker.protocol.filters import compile_filter  # noqa: PLC0415 - as above
+
+        try:
+            wanted = compile_filter(self._filter) if self._filter is not None else None
+        except BrokerError as error:
+            raise click.BadParameter(error.message, param_hint="--filter") from None
+        if self._tail is not None:
+            return await Past.newest(client, room, self._tail, until=self._until, wanted=wanted)
+        since = Position(*self._since) if self._since is not None else None
+        return Past(client, room, since=since, at=self._at, until=self._until, wanted=wanted)
+
+    def _show(self, item: Item) -> None:
         from broker.client import Event  # noqa: PLC0415 - as above
 
-        async for item in items:
+        if self._left == 0:
+            return
+        click.echo(self._line(item))
+        if isinstance(item, Event) and self._left is not None:
+            self._left -= 1
             if self._left == 0:
-                return
-            click.echo(self._line(item))
-            if isinstance(item, Event) and self._left is not None:
-                self._left -= 1
-                if self._left == 0:
-                    everything.cancel()
+                self.everything.cancel()
+
+
+def _lost(room: str) -> Item:
+    """What to show where the broker kept too little between the past and the join."""
+    from broker.client import Lost  # noqa: PLC0415 - as above
+
+    return Lost(room=room, reason="trimmed")
 
 
 def json_line(item: Item) -> str:
@@ -224,7 +220,7 @@ def text_line(item: Item) -> str:
 @click.argument("room")
 @click.argument("event")
 @click.argument("data", required=False, default="null")
-@_connection
+@connection
 @click.option("--key", metavar="TEXT", help="idempotency key: stored once within 5 minutes")
 @click.option("--slot", metavar="TEXT", help="the thing this is the newest value of")
 @click.option("--tag", "tags", type=Tag(), multiple=True, help="for filters; repeat for more")
@@ -262,7 +258,7 @@ def publish(
                 else:
                     click.echo(f"{word(room)} " + (f"#{place.offset}" if place is not None else "sent"))
 
-    _run(work)
+    run(work)
 
 
 async def _single(value: Any) -> AsyncGenerator[Any, None]:

@@ -21,7 +21,7 @@ from broker.settings_loader import load
 
 ROOT = Path(__file__).parent.parent
 DEV = str(ROOT / "config" / "dev.toml")
-COMMANDS = ["serve", "check-config", "token", "listen", "publish", "stats", "train-dict", "version"]
+COMMANDS = ["serve", "check-config", "token", "listen", "export", "publish", "stats", "train-dict", "version"]
 
 
 def call(*args: str, env: dict[str, str | None] | None = None) -> Result:
@@ -68,6 +68,8 @@ def test_serve_offers_every_setting() -> None:
         "--data",
         "--dev",
         "--tls-cert",
+        "--redis",
+        "--workers",
         "--limits-outbox-bytes",
         "--set",
     ):
@@ -93,10 +95,10 @@ def test_version(args: list[str]) -> None:
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (["--redis", "redis://localhost"], "--redis is not in this version"),
         (["--public-port", "80"], "--public-port is not in this version"),
-        (["--workers", "2"], "--workers above 1 needs --redis"),
-        (["--workers", "0"], "x>=1"),
+        (["--workers", "2"], "flag --workers: server.workers: 2 processes share their rooms through Redis"),
+        (["--workers", "0"], "flag --workers: server.workers: 0 (integer) is out of range"),
+        (["--redis", "x\x07"], "flag --redis: redis.url: a hidden value (string) holds a control character"),
         (["--port", "x"], "flag --port: server.port: "),
         (["--server-port", "70000"], "flag --port: server.port: 70000"),
         (["--host", "0.0.0.0"], "dev lets everybody in"),

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from broker.cli import broker
 from broker.cli_options import Exit, Place, Tag
-from broker.cli_rooms import MAX_LINE_BYTES, exit_code, input_lines, json_line, text_line
+from broker.cli_rooms import MAX_LINE_BYTES, input_lines, json_line, text_line
+from broker.cli_session import exit_code
 from broker.client import (
     ClientError,
     Closed,

@@ -160,11 +160,16 @@ class Members(msgspec.Struct, frozen=True):
 
 
 class History(msgspec.Struct, frozen=True):
-    """Part of a room's past, in ascending order; ``more`` lies further in the direction of reading."""
+    """Part of a room's past, in ascending order; ``more`` lies further in the direction of reading.
+
+    ``position``: the room's newest. ``recovered``: whether the events follow
+    ``since`` without a hole; true where nothing was to be followed.
+    """
 
     events: tuple[Event, ...]
     position: Position
     more: bool
+    recovered: bool = True
 
 
 class Joined(Place, frozen=True):
@@ -224,7 +229,7 @@ def read_history(reply: dict[str, Any]) -> History:
     """The reply to ``history``."""
     page = msgspec.convert(reply, _Page)
     events = tuple(read_event(event, page.epoch) for event in page.events)
-    return History(events, Position(page.epoch, page.offset), page.more)
+    return History(events, Position(page.epoch, page.offset), page.more, page.recovered)
 
 
 class _Page(msgspec.Struct):
@@ -232,6 +237,7 @@ class _Page(msgspec.Struct):
     epoch: str
     offset: int
     more: bool = False
+    recovered: bool = True
 
 
 __all__ = [

@@ -15,7 +15,6 @@ away. Those in whose place nobody came go with the node.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping
-from itertools import chain
 from typing import NamedTuple
 
 from broker.engine.peers import Mate
@@ -39,9 +38,9 @@ class Mates:
     def __init__(self, parted: Container[str]) -> None:
         self._parted = parted
         self._nodes: dict[str, dict[SessionId, Mate]] = {}
-        self._replaced: set[SessionId] = set()
+        self._replaced: set[tuple[str, SessionId]] = set()
         """Members of parted nodes in whose place another session came: not shown any more."""
-        self._returning: dict[UserId, list[SessionId]] | None = None
+        self._returning: dict[UserId, list[tuple[str, SessionId]]] | None = None
         """Members of parted nodes in whose place none came yet; made when it is asked for."""
 
     def __bool__(self) -> bool:
@@ -53,16 +52,17 @@ class Mates:
     def __iter__(self) -> Iterator[Mate]:
         """Everybody who is shown."""
         seen: set[SessionId] = set()
-        for session, mate in chain.from_iterable(mates.items() for mates in self._nodes.values()):
-            if session not in seen and session not in self._replaced:
-                seen.add(session)
-                yield mate
+        for node, mates in self._nodes.items():
+            for session, mate in mates.items():
+                if session not in seen and (node, session) not in self._replaced:
+                    seen.add(session)
+                    yield mate
 
     def _shown(self, session: SessionId) -> Mate | None:
-        return None if session in self._replaced else self._known(session)
-
-    def _known(self, session: SessionId) -> Mate | None:
-        return next((mates[session] for mates in self._nodes.values() if session in mates), None)
+        for node, mates in self._nodes.items():
+            if session in mates and (node, session) not in self._replaced:
+                return mates[session]
+        return None
 
     def know(self, node: str, mates: Mapping[SessionId, Mate]) -> Changes:
         """``node`` has these, and no others."""
@@ -74,13 +74,12 @@ class Mates:
         """``node`` has ``news``, perhaps otherwise than before, and ``gone`` no more."""
         mates = self._nodes.setdefault(node, {})
         there = {mate.session: mate for mate in news}
-        gone = [session for session in gone if session in mates and session not in there]
-        before = {session: self._shown(session) for session in (*there, *gone)}
+        lost = {session for session in gone if session in mates and session not in there}
+        before = {session: self._shown(session) for session in (*there, *lost)}
         mates.update(there)
-        for session in gone:
+        for session in lost:
             del mates[session]
-            if session in self._replaced and self._known(session) is None:
-                self._replaced.remove(session)
+            self._replaced.discard((node, session))
         if not mates:
             del self._nodes[node]
         if node in self._parted:
@@ -113,19 +112,19 @@ class Mates:
             return None
         if self._returning is None:
             self._returning = self._find_returning()
-        sessions = self._returning.get(user)
-        if not sessions:
-            return None
-        session = sessions.pop()
-        mate = self._shown(session)
-        self._replaced.add(session)
-        return mate
+        waiting = self._returning.get(user)
+        while waiting:
+            node, session = waiting.pop()
+            if sum(session in mates for mates in self._nodes.values()) == 1:  # else it came back itself
+                self._replaced.add((node, session))
+                return self._nodes[node][session]
+        return None
 
-    def _find_returning(self) -> dict[UserId, list[SessionId]]:
-        returning: dict[UserId, list[SessionId]] = {}
+    def _find_returning(self) -> dict[UserId, list[tuple[str, SessionId]]]:
+        returning: dict[UserId, list[tuple[str, SessionId]]] = {}
         for node, mates in self._nodes.items():
             if node in self._parted:
-                for mate in mates.values():
-                    if mate.user is not None and mate.session not in self._replaced:
-                        returning.setdefault(mate.user, []).append(mate.session)
+                for session, mate in mates.items():
+                    if mate.user is not None and (node, session) not in self._replaced:
+                        returning.setdefault(mate.user, []).append((node, session))
         return returning

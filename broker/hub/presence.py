@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import orjson
 
 from broker.engine.peers import Mate
-from broker.hub.rooms import ALL_ROOM, USER_PREFIX, Member, Room, Shown
+from broker.hub.rooms import ALL_ROOM, USER_PREFIX, Left, Member, Room, Shown
 from broker.protocol.events import SessionId
 from broker.protocol.messages import encode_op
 
@@ -39,7 +39,8 @@ def has_presence(room: Room) -> bool:
 
 def note_joined(room: Room, session: SessionId, shown: Shown) -> None:
     """Somebody came."""
-    if room.left is not None and room.left.pop(session, None) is not None:
+    left = room.left.pop(session, None) if room.left is not None else None
+    if left is not None and left.known and not room.shown:
         return note_changed(room, session, shown)  # went and came back within one tick
     if room.joined is None:
         room.joined = {}
@@ -51,18 +52,20 @@ def note_left(room: Room, session: SessionId, shown: Shown) -> None:
     """Somebody went."""
     if room.touched is not None:
         room.touched.pop(session, None)
-    if room.joined is not None and room.joined.pop(session, None) is not None and not room.shown:
+    known = room.joined is None or room.joined.pop(session, None) is None
+    if not known and not room.shown:
         return
     if room.left is None:
         room.left = {}
-    room.left[session] = _describe(shown)
+    room.left[session] = Left(_describe(shown), known)
 
 
 def note_changed(room: Room, session: SessionId, shown: Shown) -> None:
     """What somebody shows, or up to where it has acknowledged, changed."""
     if room.joined is not None and session in room.joined:
         room.joined[session] = shown
-        return
+        if not room.shown:
+            return  # nobody has seen how it was
     if room.touched is None:
         room.touched = {}
     room.touched[session] = shown
@@ -70,7 +73,8 @@ def note_changed(room: Room, session: SessionId, shown: Shown) -> None:
 
 def listing(room: Room) -> list[Any]:
     """The members as clients see them, those here first, at most ``MAX_MEMBERS``."""
-    room.shown = bool(room.joined)  # who has seen a newcomer here must be told when it goes
+    # Whoever was shown a newcomer must be told when it goes; and when one who had gone is back.
+    room.shown = bool(room.joined or room.left)
     here = [member.describe() for member in islice(room.everybody(), MAX_MEMBERS)]
     return here + listing_of(room.mates or (), MAX_MEMBERS - len(here))
 
@@ -111,21 +115,24 @@ def pushes(room: Room) -> Iterator[tuple[Member, bytes]]:
     # All who came are told before anybody who went: it may be one user, back on another node.
     left, room.left = _first(room.left) if room.joined is None else ({}, room.left)
     touched, room.touched = _first(room.touched)
-    room.shown = room.shown and room.joined is not None
+    room.shown = room.shown and bool(room.joined or room.left)
     watchers = room.watchers
     if not watchers or not (joined or left or touched):
         return
-    gone = list(left.values())
-    changed = [_describe(shown) for shown in touched.values()]
+    gone = [one.fields for one in left.values()]
+    changed = {session: _describe(shown) for session, shown in touched.items()}
     came = {session: _describe(shown) for session, shown in joined.items()}
-    shared = _encode(room.name, list(came.values()), gone, changed)
+    untold = {*came, *(room.joined or ())}
+    news = [fields for session, fields in changed.items() if session not in untold]
+    shared = _encode(room.name, list(came.values()), gone, news)
     personal = len(came) <= PERSONAL_PUSHES
     for watcher in list(watchers):
         if personal and watcher.sink.id in came:
-            # Its join reply listed everybody who was there before; its own coming is no news to it.
+            # Its join reply listed everybody who was there before, as they were then.
             others = list(came)
             later = others[others.index(watcher.sink.id) + 1 :]
-            own = _encode(room.name, [came[key] for key in later], gone, changed)
+            news = [fields for session, fields in changed.items() if session not in later]
+            own = _encode(room.name, [came[session] for session in later], gone, news)
             if own is not None:
                 yield watcher, own
         elif shared is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from broker.config import RoomOptions
 from broker.engine.peers import Mate
@@ -202,6 +202,13 @@ Shown = Member | Mate
 """Whoever presence shows: a member here, or on another node."""
 
 
+class Left(NamedTuple):
+    """Somebody who went: as it was, and whether watchers had been told of its coming."""
+
+    fields: Any
+    known: bool
+
+
 class Snapshot:
     """Members of a group at one moment, never changed.
 
@@ -309,11 +316,10 @@ class Room:
         self.mates: Mates | None = None
         """Members on other nodes; none is in ``members``."""
         self.joined: dict[SessionId, Shown] | None = None
-        self.left: dict[SessionId, Any] | None = None
-        """As they were when they left."""
+        self.left: dict[SessionId, Left] | None = None
         self.touched: dict[SessionId, Shown] | None = None
         self.shown = False
-        """Somebody was shown members of whose coming the watchers have yet to be told."""
+        """Somebody was shown the members while watchers had yet to be told who came and went."""
         self.idle_since = 0.0
 
     @property

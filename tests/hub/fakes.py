@@ -652,6 +652,12 @@ class Node:
         self.hub.publish(event, self.hub.options(room), done)
         return event
 
+    def receive(self, room: str, data: Any = None, **fields: Any) -> Event:
+        """An ephemeral event comes from another node; nothing is sent yet."""
+        event = make_event(room, "said", data, self.clock.now, **fields)
+        self.hub.receive([event])
+        return event
+
     def publish_as(self, sink: FakeSink, room: str, data: Any = None, **fields: Any) -> Event:
         """Publish as ``sink``, which is answered ``{"op": "ok", "of": data}`` as the edge would."""
 

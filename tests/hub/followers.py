@@ -1,7 +1,8 @@
 """Clients that check what they are told, by the contract alone.
 
 A :class:`Client` is a session; for each room that it joins it keeps a follower:
-:class:`HistoryFollower` where offsets count, :class:`LiveFollower` where there
+:class:`HistoryFollower` where offsets count (ephemeral events there carry their
+number and the offset of the stored event before them), :class:`LiveFollower` where there
 are none, :class:`LatestFollower` under policy ``latest``. ``listen`` raises
 ``AssertionError`` at the first message that breaks a promise, ``caught_up``
 when something is still missing although everything is at rest.
@@ -42,6 +43,7 @@ class HistoryFollower:
         self._following = False
         self._tail_up_to = 0
         self._tail = 0
+        self._passed = 0
         self.position: Position | None = None
 
     def rejoin(self) -> None:
@@ -64,6 +66,9 @@ class HistoryFollower:
     def _on_event(self, message: dict[str, Any]) -> None:
         assert self._following, "an event without a membership, or after lost"
         assert self.position is not None
+        if "offset" not in message:
+            self._on_passing(*message["data"])
+            return
         epoch, offset = self.position.epoch, message["offset"]
         if offset <= self._tail_up_to:  # the first of the tail
             assert len(self._wanted(epoch, offset - 1, self._tail_up_to)) <= self._tail
@@ -72,6 +77,14 @@ class HistoryFollower:
             assert self._wanted(epoch, self.position.offset, offset) == [offset], "a silent hole"
         self._tail_up_to = 0
         self.position = Position(epoch, offset)
+
+    def _on_passing(self, number: int, after: int) -> None:
+        """An ephemeral event that came to the hub after so many stored ones."""
+        assert self.position is not None
+        assert number > self._passed, "twice, or out of order"
+        assert self.position.offset <= after, "later than a stored event that came after it"
+        assert self._wanted(self.position.epoch, self.position.offset, after) == [], "a silent hole"
+        self._passed = number
 
     def _on_lost(self, message: dict[str, Any]) -> None:
         assert self._following

@@ -518,10 +518,43 @@ class HubMachine(RuleBasedStateMachine):
         client = self._client(by) if by is not None and ROOMS[room] is HistoryFollower else None
         exclude = client.sink.id if client is not None else None
         event = self.node.publish(room, self.published, tags={"t": tag}, slot=slot, exclude=exclude)
+        self._published(room, event)
+
+    def _published(self, room: str, event: Event) -> None:
         for client in self.clients:
             follower = client.followers.get(room)
             if room in client.sink.memberships and isinstance(follower, LiveFollower | LatestFollower):
                 follower.published(self.published, event)
+
+    @rule(
+        room=st.sampled_from(sorted(ROOMS)),
+        tag=st.sampled_from("ab"),
+        slot=st.sampled_from([None, "x", "y"]),
+    )
+    def receive(self, room: str, tag: str, slot: str | None) -> None:
+        """An ephemeral event comes from another node, also into a room with history."""
+        self.published += 1
+        here = self.node.hub.rooms.get(room)
+        position = here.position if here is not None else None
+        data = [self.published, position.offset] if position is not None else self.published
+        event = self.node.receive(room, data, tags={"t": tag}, slot=slot)
+        self._published(room, event)
+
+    @rule(room=st.sampled_from(["kept:1", "keptwindow:1"]), replaced=st.booleans())
+    def move(self, room: str, replaced: bool) -> None:
+        """The store has more, or another stream, and the engine tells nothing but that."""
+        engine = self.node.engine
+        if engine.position(room) is None:
+            return
+        if replaced:
+            engine.replace(room)
+        engine.holding = True
+        self.node.publish(room, 0, tags={"t": "a"})
+        engine.holding = False
+        engine.move(room)
+        for client in self.clients:
+            if not client.sink.backlogged:  # told soon, for it waits for nothing
+                client.sink.drain(client.sink.socket.capacity)
 
     @rule()
     def step(self) -> None:

@@ -228,6 +228,38 @@ def test_who_goes_before_its_coming_was_told_is_told_to_those_who_saw_it() -> No
     assert told(late) == []  # nobody was shown the members since the last push
 
 
+def test_a_newcomer_that_was_listed_before_it_changed_is_told_the_change() -> None:
+    """Found by a model: its coming is no news to who came later, so the change was none, either."""
+    node = chat()
+    watching = watcher(node)
+    ann = come(node, "ann")
+    late = node.sink("late")
+    node.join(late, ROOM, watches=True)
+    presence.listing(node.hub.rooms[ROOM])
+    node.hub.set_state(ann.memberships[ROOM], {"n": 1})
+    tick(node)
+    _reply, push = late.received()
+    assert [member["state"] for member in push["changed"]] == [{"n": 1}]
+    assert told(watching) == [{"joined": ["ann", "late"]}]
+
+
+def test_who_came_back_is_no_change_for_those_who_came_in_between() -> None:
+    """Found by a model: they were not shown whom the change was of."""
+    node = chat()
+    watching = watcher(node)
+    ann = come(node, "ann")
+    tick(node)
+    watching.received()
+    node.hub.leave_all(ann)
+    late = node.sink("late")
+    node.join(late, ROOM, watches=True)
+    presence.listing(node.hub.rooms[ROOM])
+    node.join(ann, ROOM)
+    tick(node)
+    assert told(late) == [{"joined": ["ann"]}]
+    assert told(watching) == [{"joined": ["late", "ann"]}]
+
+
 def test_members_that_are_not_live_are_listed() -> None:
     node = chat()
     node.member("kept:1")

@@ -55,7 +55,7 @@ class Stream:
 
 
 class Delivery:
-    """The open rooms' streams.
+    """The open rooms' streams. ``origin`` is what messages of this node carry.
 
     ``repair(stream, at)`` asks for a look at the stream in the store at a Trio
     time, ``strange()`` says that an event of another generation came, ``failed``
@@ -66,6 +66,7 @@ class Delivery:
         self,
         rooms: OpenRooms,
         generation: Generation,
+        origin: str,
         *,
         repair: Callable[[Stream, float], None],
         strange: Callable[[], None],
@@ -73,6 +74,7 @@ class Delivery:
     ) -> None:
         self._rooms = rooms
         self._generation = generation
+        self._origin = origin
         self.repair = repair
         self._strange = strange
         self._failed = failed
@@ -87,7 +89,6 @@ class Delivery:
         self.largest_batch = 0
         self.received = 0
         self.known = 0
-        self.holes = 0
         self.bad_messages = 0
         self.moves = 0
 
@@ -140,9 +141,9 @@ class Delivery:
             self.flush()
 
     def _hear(self, stream: Stream, head: Head, now: float) -> None:
-        """One message. Half of them are about events of this node, which have passed already."""
+        """One message."""
         try:
-            epoch, number, exclude, commits = head.words
+            epoch, number, exclude, commits, origin = head.words
             offset = int(number)
             if not self._generation.saw(epoch, int(commits)):
                 self._strange()
@@ -156,6 +157,11 @@ class Delivery:
         if offset <= sequencer.offset or offset in sequencer.ahead:
             self.known += 1
             return
+        if origin == self._origin:
+            # Its answer brings the event itself, in the order of the calls.
+            self.known += 1
+            self._expect(stream, offset, now)
+            return
         try:
             event = place(
                 stream.room, head.body, Position(epoch, offset), None if exclude == "-" else exclude
@@ -167,13 +173,18 @@ class Delivery:
 
     def _offer(self, stream: Stream, event: Event, now: float) -> None:
         sequencer = stream.sequencer
-        before = sequencer.hole_since
+        whole = sequencer.hole_since is None
         sequencer.offer(event, now, self._passed)
-        if sequencer.hole_since is not None and sequencer.hole_since != before:
-            self.holes += 1
+        if whole and sequencer.hole_since is not None:
             self.repair(stream, now + GRACE)
         if stream.waiting:
             self._let_go(stream)
+
+    def _expect(self, stream: Stream, offset: int, now: float) -> None:
+        """There is such an event, and it will come by another way."""
+        if stream.sequencer.hole_since is None:
+            self.repair(stream, now + GRACE)
+        stream.sequencer.expect(offset, now)
 
     def _foreign(self, stream: Stream, epoch: str, now: float) -> None:
         """An event of another epoch: a latecomer of an old one, or news that the store must explain."""
@@ -218,9 +229,8 @@ class Delivery:
             now = trio.current_time()
             if not again:
                 self._offer(stream, event, now)
-            elif sequencer.hole_since is None:
-                sequencer.expect(position.offset, now)
-                self.repair(stream, now + GRACE)
+            else:
+                self._expect(stream, position.offset, now)
 
     def answer(self, done: Done, error: BrokerError) -> None:
         """An event is not stored. Call :meth:`flush` soon."""

@@ -122,7 +122,12 @@ class RedisEngine:
         self._rooms = OpenRooms(ring_events, self._request)
         self._past = Past(link, self._names, self._tokens, saw=generation.saw, clock=clock)
         self._delivery = Delivery(
-            self._rooms, generation, repair=self._want_repair, strange=self._look_again, failed=self._fail
+            self._rooms,
+            generation,
+            self._tokens.start,
+            repair=self._want_repair,
+            strange=self._look_again,
+            failed=self._fail,
         )
         self._sweeper = Sweeper(
             link,
@@ -283,6 +288,7 @@ class RedisEngine:
             repr(self._clock()),
             window,
             "" if self._replication is None else "1",
+            self._tokens.start,
         )
 
     def _taker(self, publish: _Publish, key: str) -> Callable[[Reply | LinkError], None]:
@@ -519,7 +525,7 @@ class RedisEngine:
             "received": delivery.received,
             "known": delivery.known,
             "bad_messages": delivery.bad_messages,
-            "holes": delivery.holes,
+            "holes": repairs.holes,
             "repairs": repairs.repairs,
             "repaired_events": repairs.repaired_events,
             "failed_repairs": repairs.failed_repairs,

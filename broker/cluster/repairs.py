@@ -49,6 +49,8 @@ class Repairs:
         self._wake = trio.Event()
         self._limiter = trio.CapacityLimiter(AT_ONCE)
         self._throttle = Throttle()
+        self.holes = 0
+        """Holes that did not close by themselves."""
         self.repairs = 0
         self.repaired_events = 0
         self.failed_repairs = 0
@@ -81,6 +83,7 @@ class Repairs:
                     if stream.repairing or (not stream.suspect and since is not None and since + GRACE > now):
                         self._due[stream] = now + GRACE
                     elif stream.suspect or since is not None:
+                        self.holes += since is not None
                         stream.suspect = False
                         stream.repairing = True
                         nursery.start_soon(self._repair, stream)
@@ -101,6 +104,8 @@ class Repairs:
             self.want(stream, trio.current_time() + AGAIN)
         finally:
             stream.repairing = False
+            if stream.sequencer.hole_since is not None:
+                self.want(stream, trio.current_time() + GRACE)
 
     async def _read(self, stream: Stream) -> None:
         delivery, sequencer = self._delivery, stream.sequencer

@@ -75,12 +75,13 @@ class Tokens:
     """
 
     def __init__(self) -> None:
-        self._start = secrets.token_urlsafe(9).replace("_", "-")
+        self.start = secrets.token_urlsafe(9).replace("_", "-")
+        """What all of them begin with: it is nobody else's."""
         self._numbers = itertools.count()
 
     def __call__(self) -> str:
         """The next one."""
-        return f"{self._start}{next(self._numbers):x}"
+        return f"{self.start}{next(self._numbers):x}"
 
 
 def life(ttl: float) -> int:

@@ -4,6 +4,7 @@
 -- ARGV  1 body  2 its time  3 session that must not get it, or ''  4 size of the stream
 --       5 its life (ms)  6 token for whatever must be made  7 'SPUBLISH' in a Redis Cluster
 --       8 now  9 for how long the key counts (s), '' without a key  10 '1' if replicas are waited for
+--       11 who publishes: this node knows its own messages by it
 -- Answer: epoch, offset, commits, 1 if it had been stored before
 --
 -- Whatever Redis may refuse (memory, disk, being a replica) it refuses at the
@@ -71,6 +72,6 @@ if once then
   -- A minute longer than it counts: whose clock counts is the broker's, not ours.
   redis.call('SET', once, place .. ' ' .. ARGV[8] .. ' ' .. epoch, 'PX', string.format('%.0f', ARGV[9] * 1000 + 60000))
 end
-local head = table.concat({'d', epoch, place, ARGV[3] == '' and '-' or ARGV[3], string.format('%.0f', commits)}, ' ')
+local head = table.concat({'d', epoch, place, ARGV[3] == '' and '-' or ARGV[3], string.format('%.0f', commits), ARGV[11]}, ' ')
 redis.call(sharded and 'SPUBLISH' or 'PUBLISH', KEYS[3], head .. '\n' .. ARGV[1])
 return {epoch, offset, commits, 0}

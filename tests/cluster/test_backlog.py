@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.cluster import backlog as limits
-from broker.cluster.backlog import Backlog, Item
+from broker.cluster.backlog import START, Backlog, Item
 from broker.protocol.events import Event
 
 
@@ -165,3 +165,16 @@ def test_a_rejected_entry_is_known_until_it_is_removed() -> None:
     assert backlog.settled == 1
     backlog.removed(backlog.take_settled())
     assert "1-0" not in backlog
+
+
+def test_what_another_node_will_do_is_forgotten() -> None:
+    backlog = Backlog()
+    first, second, third = (item(f"{number}-0", "a") for number in range(3))
+    assert backlog.admit(first) is first
+    backlog.admit(second)
+    backlog.admit(third)
+    backlog.cursor = "2-0"
+    backlog.abandon()
+    assert [one.id in backlog for one in (first, second, third)] == [True, False, False]
+    assert backlog.cursor == START
+    assert backlog.settle(first) is None

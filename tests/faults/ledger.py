@@ -13,6 +13,9 @@ an interval that the session was told of by ``recovered: false``. Positions are
 common to all: what one session saw at an offset of an epoch, no other may see
 elsewhere, and nobody may see anything else there.
 
+Ephemeral rooms promise less: to one connection, each event of one publisher's
+connection at most once and in order (a *line*).
+
 Two things are not faults. Between two epochs the past is gone, so an event may
 come once in each. And an event that was sent several times may have been stored
 in one epoch and acknowledged in the next; where epochs may not change at all,
@@ -56,7 +59,9 @@ class Verdict(StrEnum):
     CLOSED = "closed without cause"
     """A socket was closed, where the fault allows none to be."""
     REFUSED = "refused for good"
-    """A publish was answered with an error that does not say to try again."""
+    """A publish or a join was answered with an error that does not say to try again."""
+    PRESENCE = "wrong presence"
+    """At the end, with everything healed, a node counts other members than there are."""
     UNFINISHED = "unfinished"
     """At the end, with everything healed, something was still on its way."""
 
@@ -150,6 +155,8 @@ class Balance:
     retried: int = 0
     """Publications that needed more than one attempt."""
     delivered: int = 0
+    whispered: int = 0
+    """Ephemeral events that came."""
     told: int = 0
     """Intervals of which a session was told that their events are gone for it."""
     interrupted: int = 0
@@ -184,6 +191,8 @@ class Ledger:
         self._violations: list[Violation] = []
         self._counts: Counter[Verdict] = Counter()
         self._done: Counter[str] = Counter()
+        self._lines: dict[str, dict[str, int]] = {}
+        """Session → line of a publisher → number of the last event that came."""
         self._may_tell = False
         self._may_close = False
 
@@ -252,6 +261,10 @@ class Ledger:
         follower.live = False
         follower.recent.append(f"join since {_tell(follower.since)}")
         return follower.since
+
+    def turned_away(self, session: str, room: str, code: str) -> None:
+        """The join was answered with an error that is final."""
+        self._accuse(Verdict.REFUSED, f"{session} may not join {room}: {code}")
 
     def joined(
         self, session: str, room: str, epoch: str, offset: int, *, recovered: bool, now: float
@@ -327,6 +340,16 @@ class Ledger:
         if found != offset:
             self._accuse(Verdict.TWICE, f"{key} at {epoch}:{offset}, and at {found}", follower)
 
+    def whisper(self, session: str, line: str, number: int) -> None:
+        """An ephemeral event came: the ``number``-th of a publisher's connection."""
+        self._done["whispered"] += 1
+        last = self._lines.setdefault(session, {})
+        before = last.get(line, 0)
+        if number <= before:
+            verdict = Verdict.DUPLICATE if number == before else Verdict.REORDER
+            self._accuse(verdict, f"{session}: ephemeral event {number} of {line} after {before}")
+        last[line] = number
+
     def claims(self, session: str, room: str, epoch: str, offset: int) -> None:
         """``position``: the session has everything up to there; nothing is hidden, so it must be so."""
         follower = self.follower(session, room)
@@ -360,9 +383,14 @@ class Ledger:
 
     def left(self, session: str) -> None:
         """The session has no connection now, so nothing may come."""
+        self._lines.pop(session, None)
         for (name, _), follower in self.followers.items():
             if name == session:
                 follower.live = False
+
+    def miscounted(self, room: str, node: str, said: int, really: int) -> None:
+        """A node counts ``said`` members in a room where there are ``really``."""
+        self._accuse(Verdict.PRESENCE, f"{node} counts {said} in {room}, where {really} are")
 
     # -- verdict --------------------------------------------------------------------
 
@@ -421,7 +449,7 @@ class Ledger:
                 self._accuse(Verdict.HOLE, f"{key}, acknowledged at {_tell(position)}, never came", follower)
 
 
-_COUNTED = ("published", "acknowledged", "retried", "delivered", "told", "interrupted", "closed")
+_COUNTED = ("published", "acknowledged", "retried", "delivered", "whispered", "told", "interrupted", "closed")
 
 
 def _tell(position: Position | None) -> str:

@@ -261,6 +261,25 @@ def refuse(world: World) -> None:
     world.ledger.refused("k4", "internal")
 
 
+def whisper_twice(world: World) -> None:
+    for number in (1, 2, 2):
+        world.ledger.whisper("anna", "p.1", number)
+
+
+def whisper_backwards(world: World) -> None:
+    for number in (1, 3, 2):
+        world.ledger.whisper("anna", "p.1", number)
+
+
+def miscount(world: World) -> None:
+    world.ledger.miscounted(ROOM, "n1", 4, 3)
+
+
+def turn_away(world: World) -> None:
+    world.ledger.joins("anna", ROOM)
+    world.ledger.turned_away("anna", ROOM, "forbidden")
+
+
 def never_answer(world: World) -> None:
     world.publish(answered=False)
 
@@ -293,6 +312,10 @@ CORRUPTIONS: dict[Callable[[World], None], Verdict] = {
     tell_for_nothing: Verdict.TOLD,
     close: Verdict.CLOSED,
     refuse: Verdict.REFUSED,
+    turn_away: Verdict.REFUSED,
+    whisper_twice: Verdict.DUPLICATE,
+    whisper_backwards: Verdict.REORDER,
+    miscount: Verdict.PRESENCE,
     never_answer: Verdict.UNFINISHED,
     stay_away: Verdict.UNFINISHED,
 }
@@ -410,6 +433,17 @@ def test_who_is_behind_the_top_is_named() -> None:
     further = position._replace(offset=99)
     assert {one.session for one in world.ledger.behind({ROOM: further})} == set(SESSIONS)
     assert world.ledger.balance(tops={ROOM: further}).of(Verdict.UNFINISHED) == 3
+
+
+def test_whispers_are_judged_for_each_connection_by_itself() -> None:
+    world = lively()
+    for number in (1, 2, 5):
+        world.ledger.whisper("anna", "p.1", number)
+        world.ledger.whisper("bert", "p.1", number)
+        world.ledger.whisper("anna", "p.2", number)
+    world.ledger.left("anna")
+    world.ledger.whisper("anna", "p.1", 1)
+    assert world.ledger.balance().of(Verdict.DUPLICATE, Verdict.REORDER) == 0
 
 
 def test_a_flood_of_violations_is_counted_and_cut() -> None:

@@ -1,0 +1,126 @@
+"""Rounds: the load runs, something breaks, it is mended, everything comes to rest, the ledger is judged."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from random import Random
+from typing import Any, Final, NamedTuple
+
+import trio
+
+from tests.faults import houses
+from tests.faults.faults import CATALOGUE, Fault
+from tests.faults.ledger import Balance, Ledger
+from tests.faults.load import PATIENCE, Load
+
+BEFORE: Final = 100
+"""Acknowledged events before something breaks, so that it breaks in full flight."""
+AFTER: Final = 100
+"""And after it is mended, so that it is known to work again."""
+
+HOUSES: Final[dict[type[houses.House], Callable[[], AbstractAsyncContextManager[houses.House]]]] = {
+    houses.Alone: houses.alone,
+    houses.Cluster: houses.cluster,
+}
+
+
+class Step(NamedTuple):
+    """One round of a plan."""
+
+    number: int
+    fault: Fault
+    seed: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a round came to."""
+
+    step: Step
+    balance: Balance
+    seconds: float
+    slowest_answer: float
+    """Seconds that the slowest answer to a publish took, of any kind."""
+    put_off: int
+    """Answers "not now"."""
+
+    def line(self) -> str:
+        """For people."""
+        one = self.balance
+        holes = one.violations.get("silent hole", 0)
+        twice = sum(one.violations.get(name, 0) for name in ("duplicate", "stored twice"))
+        verdict = (
+            "ok" if one.good else "VIOLATED " + ", ".join(f"{n}: {c}" for n, c in one.violations.items())
+        )
+        return (
+            f"{self.step.number:3}  {self.step.fault.name:20} acknowledged {one.acknowledged:5}  "
+            f"delivered {one.delivered:6}  told {one.told:3}  holes {holes}  duplicates {twice}  "
+            f"retried {one.retried:4}  closed {one.closed:3}  slowest answer {self.slowest_answer:4.1f} s  "
+            f"{self.seconds:5.1f} s  {verdict}"
+        )
+
+    def fields(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "round": self.step.number,
+            "fault": self.step.fault.name,
+            "seed": self.step.seed,
+            "seconds": round(self.seconds, 2),
+            "slowest_answer": round(self.slowest_answer, 3),
+            "put_off": self.put_off,
+            **dataclasses.asdict(self.balance),
+        }
+
+
+def by_house(steps: Iterable[Step]) -> dict[type[houses.House], list[Step]]:
+    """Steps that can share one running house."""
+    found: dict[type[houses.House], list[Step]] = {}
+    for step in steps:
+        found.setdefault(step.fault.house, []).append(step)
+    return found
+
+
+async def play(
+    house_type: type[houses.House], steps: Sequence[Step], seed: int, tell: Callable[[Outcome], None]
+) -> None:
+    """All rounds of one house, one after the other. Ends early after a round that did not come to rest."""
+    async with HOUSES[house_type]() as house, loaded(house, seed) as load:
+        for step in steps:
+            outcome = await play_one(house, load, step)
+            tell(outcome)
+            if "unfinished" in outcome.balance.violations:
+                return
+
+
+@asynccontextmanager
+async def loaded(house: houses.House, seed: int) -> AsyncIterator[Load]:
+    """A load on the house."""
+    load = Load(Ledger(), house.endpoints, seed=seed)
+    load.begin(may_tell=False, may_close=False)
+    async with trio.open_nursery() as nursery:
+        with trio.fail_after(PATIENCE):
+            await nursery.start(load.run)
+        yield load
+        nursery.cancel_scope.cancel()
+
+
+async def play_one(house: houses.House, load: Load, step: Step) -> Outcome:
+    """One round."""
+    began = time.monotonic()
+    load.begin(may_tell=step.fault.tells, may_close=step.fault.closes)
+    with trio.move_on_after(PATIENCE):
+        await load.flow(BEFORE)
+        await step.fault.happen(house, Random(step.seed))
+        await load.flow(AFTER)
+    tops = await load.settle()
+    await load.count_members(house.names)
+    balance = load.ledger.balance(tops=tops)
+    return Outcome(step, balance, time.monotonic() - began, load.slowest_answer, load.put_off)
+
+
+def steps_of(names: Iterable[str], seed: int) -> list[Step]:
+    """A plan that was made by hand."""
+    return [Step(number, CATALOGUE[name], f"{seed}/{number}/{name}") for number, name in enumerate(names, 1)]

@@ -2,9 +2,10 @@
 
 Starts a redis-server of its own and three nodes on the ports 8765, 8775 and
 8785, each with ``config/dev.toml``; says how to try them; on Ctrl-C ends what
-it started, and nothing else. Another first port may be given. It lives beside the configurations because it is
-one: what ``dev.toml`` is for a node, this is for several. Only the standard
-library, ``broker`` and the program ``redis-server`` are needed.
+it started, and nothing else. Another first port may be given. It lives beside
+the configurations because it is one: what ``dev.toml`` is for a node, this is
+for several. Only the standard library, ``broker`` and the program
+``redis-server`` are needed.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ class LinkedEngine(RedisEngine):
         url: str | None = None,
         **settings: Any,
     ) -> None:
+        self.server = server
         self.keys = Keys(prefix)
         self.name = f"node{next(_numbers)}"
         self.hears: Callable[[str, wire.Head], bool] = lambda _room, _head: True

@@ -15,9 +15,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import trio
@@ -27,8 +27,9 @@ from broker.auth.failures import FailureDelay
 from broker.auth.tokens import TokenVerifier
 from broker.clock import TICK, Clock
 from broker.config import Config
+from broker.engine.base import Engine
 from broker.engine.embedded import EmbeddedEngine
-from broker.engine.peers import Alone, NodeInfo
+from broker.engine.peers import Alone, NodeInfo, Peers
 from broker.errors import ConfigurationError
 from broker.hub.hub import Hub
 from broker.metrics import Stages
@@ -36,9 +37,11 @@ from broker.protocol.codec import Encoder
 from broker.protocol.dictionaries import Dictionaries
 from broker.protocol.inflate import ZstdReader
 from broker.protocol.samples import SampleRecorder
+from broker.router import Router
 from broker.server.calls import built_in
 from broker.server.connection import Traffic
 from broker.server.context import Context
+from broker.server.listening import cannot_listen
 from broker.server.load import Load
 from broker.server.moving import Mover
 from broker.server.pump import Pump
@@ -46,6 +49,10 @@ from broker.server.registry import Registry
 from broker.server.server import Server, connection_limit, listen
 from broker.server.wakeup import Wakeup
 from broker.server.wheel import Wheel
+from broker.supervisor import Worker
+
+if TYPE_CHECKING:
+    from broker.cluster.cluster import RedisCluster
 
 log = structlog.get_logger(__name__)
 
@@ -55,20 +62,36 @@ about 100 ms, and the hot path makes no cycles."""
 
 
 class Broker:
-    """One node, built but not running. ``run`` it in a nursery; ``stop`` drains it."""
+    """One node, built but not running. ``run`` it in a nursery; ``stop`` drains it.
 
-    def __init__(self, config: Config, *, wall: Callable[[], float] = time.time) -> None:
+    ``worker``: what its supervisor says, where there is one; ``config`` is adapted to it already.
+    """
+
+    def __init__(
+        self, config: Config, *, wall: Callable[[], float] = time.time, worker: Worker | None = None
+    ) -> None:
         self.config = config
         data = Path(config.store.data) if config.store.data is not None else None
         self.dictionaries = Dictionaries.load(data)
         self.recorder = SampleRecorder(data, config.store.samples) if data is not None else None
-        self.engine = EmbeddedEngine(
-            data,
-            ring_events=config.store.ring_events,
-            commit_window=config.store.commit_window,
-            clock=wall,
-        )
-        self.peers = Alone(self._describe)
+        self._group = worker.group if worker is not None else ""
+        self._shares_port = worker is not None
+        self.cluster: RedisCluster | None = None
+        self.engine: Engine
+        self.peers: Peers
+        if config.redis.url is None:
+            self.engine = EmbeddedEngine(
+                data,
+                ring_events=config.store.ring_events,
+                commit_window=config.store.commit_window,
+                clock=wall,
+            )
+            self.peers = Alone(self._describe)
+        else:
+            from broker.cluster.cluster import RedisCluster  # noqa: PLC0415 - a node alone does without redis
+
+            self.cluster = RedisCluster(config, describe=self._describe, wall=wall)
+            self.engine, self.peers = self.cluster.engine, self.cluster.peers
         encoder = Encoder(config.wire, self.dictionaries)
         self._wakeup = Wakeup()
         stages = Stages()
@@ -82,6 +105,7 @@ class Broker:
             wake=self._wakeup.set,
             sent=lambda ts: stages.fanout.observe(wall() - ts),
             sample=self.recorder.offer if self.recorder is not None else None,
+            routing=Router(config.routes, config.options) if config.routes else None,
         )
         self._fanout = self.hub.fanout
         self.pump = Pump(self._before_pass, self._after_pass)
@@ -125,6 +149,7 @@ class Broker:
         return NodeInfo(
             id=self.context.node,
             name=self.context.node,
+            group=self._group,
             version=__version__,
             started_at=self.started_at,
             sessions=len(self.context.registry.sessions),
@@ -167,17 +192,20 @@ class Broker:
     ) -> None:
         """Run until :meth:`stop`, or until cancelled. Started once both ports answer."""
         config = self.config
-        listeners = _listen(config)
+        listeners = _listen(config, reuse_port=self._shares_port)
         self.client_port = listeners[0].getsockname()[1]
         try:
             async with trio.open_nursery() as nursery:
-                await nursery.start(self.engine.run, self.hub.deliver, self.hub.moved)
+                if self.cluster is not None:
+                    await nursery.start(self.cluster.run, self.hub)
+                else:
+                    await nursery.start(self.engine.run, self.hub.deliver, self.hub.moved)
                 nursery.start_soon(self.pump.run)
                 nursery.start_soon(self._run_fanout)
                 nursery.start_soon(self.clock.run)
                 nursery.start_soon(self.mover.run)
                 nursery.start_soon(self.context.verifier.run)
-                if config.redis.url is not None:
+                if self.cluster is not None:
                     from broker.admin.questions import serve  # noqa: PLC0415 - not needed by a node alone
 
                     serve(self)
@@ -221,6 +249,10 @@ class Broker:
             self.server.draining = True
             self.peers.part()
 
+    def counted(self) -> Mapping[str, Mapping[str, Any]]:
+        """Statistics of parts that only a node of a cluster has, by the part."""
+        return {}
+
     def stop(self) -> None:
         """Drain, then end :meth:`run`."""
         self._stopping.set()
@@ -239,18 +271,12 @@ class Broker:
         return line
 
 
-def _listen(config: Config) -> list[socket.socket]:
+def _listen(config: Config, *, reuse_port: bool) -> list[socket.socket]:
     """Listening sockets; the reason why there are none is the operator's to mend."""
-    where = config.server
     try:
-        return listen(where)
+        return listen(config.server, reuse_port=reuse_port)
     except OSError as error:
-        raise ConfigurationError(
-            "configuration",
-            "server.port",
-            f"cannot listen on {_host(where.host)}:{where.port}: {error.strerror or error}",
-            "give another server.host or server.port (0 lets the system choose), or stop who holds it",
-        ) from None
+        raise cannot_listen(config.server, error) from None
 
 
 def _host(host: str) -> str:
@@ -264,10 +290,19 @@ async def _stop_on_signal(broker: Broker) -> None:
             broker.stop()
 
 
+async def _stop_without(worker: Worker, broker: Broker) -> None:
+    await worker.orphaned()
+    log.warning("the supervisor is gone; draining", sessions=len(broker.context.registry.sessions))
+    broker.stop()
+
+
 async def _main(config: Config) -> None:
-    broker = Broker(config)
+    worker = Worker.from_environment()
+    broker = Broker(worker.adapt(config) if worker is not None else config, worker=worker)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal, broker)
+        if worker is not None:
+            nursery.start_soon(_stop_without, worker, broker)
         await broker.run(on_ready=_announce)
         nursery.cancel_scope.cancel()
 

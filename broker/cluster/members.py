@@ -15,7 +15,7 @@ room is under way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, Final, NamedTuple
@@ -304,15 +304,16 @@ class Members:
         while True:
             await trio.sleep(REFRESH)
             rooms = list(self._rooms)
-            self._index("SADD", rooms.copy())
             for start in range(0, len(rooms), BATCH):
                 self.refresh(rooms[start : start + BATCH])
                 await trio.sleep(FLUSH)
 
-    def refresh(self, rooms: Iterable[str]) -> None:
-        """Have the store keep what it has of ``rooms``; what it has lost is told anew."""
+    def refresh(self, rooms: Sequence[str] | None = None) -> None:
+        """Have the store keep what it has of ``rooms``, else of all; what it has lost is told anew."""
         if self._held or not self._link.up:
             return
+        rooms = list(self._rooms) if rooms is None else rooms
+        self._index("SADD", list(rooms))
         for room in rooms:
             record = self._rooms.get(room)
             if record is not None and record.version and not record.flying:

@@ -239,6 +239,10 @@ class RedisPeers:
         if member is not None and (before is None or before.user != user):
             feed.came(room, session, user)
 
+    def refresh_members(self) -> None:
+        """Give Redis a sign of life for all that it keeps of this node's members; happens by itself, too."""
+        self._members.refresh()
+
     async def mates(self, room: str) -> Sequence[Mate]:
         """See :meth:`broker.engine.peers.Peers.mates`."""
         return await self._mates.read(room)

@@ -79,6 +79,7 @@ class RedisCluster:
         self._keys = Keys(settings.prefix)
         self._throttle = Throttle()
         self._bad_messages = 0
+        self._ending = False
         self._link = RedisLink(
             settings,
             scripts=SCRIPTS,
@@ -157,6 +158,7 @@ class RedisCluster:
                         parts.start_soon(self._lifecycle.run)
                     task_status.started()
             finally:
+                self._ending = True
                 link.cancel()
 
     async def _run_link(self, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
@@ -176,7 +178,8 @@ class RedisCluster:
         self.peers.on_up()
 
     def _on_down(self, why: str) -> None:
-        log.warning("Redis is away; ephemeral rooms go on here, the others wait", why=why)
+        if not self._ending:
+            log.warning("Redis is away; ephemeral rooms go on here, the others wait", why=why)
 
     def _take(self, messages: list[Message]) -> None:
         """HOT: everything that other nodes and backends say comes through here."""

@@ -58,11 +58,18 @@ _REASONS: Final = {
 
 
 class Generation:
-    """What this node knows of the store. ``node`` gives the id of this node's incarnation."""
+    """What this node knows of the store.
 
-    def __init__(self, keys: Keys, node: Callable[[], str], tokens: Tokens) -> None:
+    ``node`` gives the id of this node's incarnation, ``patience`` is how long
+    the other nodes may take to reach a new run of Redis (s).
+    """
+
+    def __init__(
+        self, keys: Keys, node: Callable[[], str], tokens: Tokens, *, patience: float = PATIENCE
+    ) -> None:
         self._keys = keys
         self._node = node
+        self._patience = patience
         self.tokens = tokens
         self._mark = ""
         self._suffix = ""
@@ -115,7 +122,7 @@ class Generation:
             self.tokens(),
             int(durable),
             int(behind),
-            round(PATIENCE * 1000),
+            round(self._patience * 1000),
         )
         return self._take(reply)
 

@@ -17,7 +17,7 @@ from broker.protocol.events import Position, SessionId, make_event
 from tests.cluster.linked import until
 from tests.cluster.linked_engine import LinkedEngine, RedisHarness
 from tests.engine.contract import ALL, KEEP, START, EngineContract, ManualClock, Reply, Rig
-from tests.redis_server import RedisServer, redis_server
+from tests.redis_server import RedisServer
 
 
 class TestRedis(EngineContract):

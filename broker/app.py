@@ -249,9 +249,9 @@ class Broker:
             self.server.draining = True
             self.peers.part()
 
-    def counted(self) -> Mapping[str, Mapping[str, Any]]:
-        """Statistics of parts that only a node of a cluster has, by the part."""
-        return {}
+    def counted(self) -> Mapping[str, Any]:
+        """Statistics of the parts that only a node of a cluster has."""
+        return self.cluster.statistics() if self.cluster is not None else {}
 
     def stop(self) -> None:
         """Drain, then end :meth:`run`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from broker.server.context import Context
 from broker.server.load import Load
@@ -26,3 +27,6 @@ class Node(Protocol):
 
     async def drain(self) -> int:
         """Welcome nobody any more, ask every session to come back elsewhere; return how many were asked."""
+
+    def counted(self) -> Mapping[str, Any]:
+        """Statistics of the parts that only a node of a cluster has; empty where it is alone."""

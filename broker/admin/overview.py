@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any, Final
 
-from broker.admin.statistics import Statistics
+from broker.admin.statistics import Statistics, flat
 
 REFRESH_SECONDS: Final = 5
 
@@ -49,6 +49,8 @@ def page(found: Statistics) -> str:
             _table("Refused connections", found.registry["refused"].items()),
             _table("Error replies", found.registry["errors"].items()),
             _table("Engine", found.engine.items()),
+            _table("Other nodes", found.peers.items()),
+            _table("Cluster", flat(found.cluster)),
         )
     )
     return (
@@ -59,7 +61,8 @@ def page(found: Statistics) -> str:
         f"<h1>{escape(found.node)}</h1><p>broker {escape(found.version)}, {state}, "
         f"up {escape(duration(found.uptime))}</p><main>{tables}</main>"
         '<p><a href="/api/stats">statistics</a> · <a href="/api/rooms?sort=members">rooms</a> · '
-        '<a href="/api/sessions">sessions</a> · <a href="/metrics">metrics</a> · '
+        '<a href="/api/sessions">sessions</a> · <a href="/api/nodes">nodes</a> · '
+        '<a href="/api/load">load</a> · <a href="/metrics">metrics</a> · '
         '<a href="/openapi.json">API</a></p></body></html>'
     )
 
@@ -82,6 +85,7 @@ def _now(found: Statistics) -> Iterable[tuple[str, Any]]:
         ("users", found.registry["users"]),
         ("connections", found.registry["connections"]),
         ("rooms", found.hub["rooms"]),
+        ("load, of 1", found.load["load"]),
         ("bytes queued for slow readers", found.traffic.queued_bytes),
         ("resident memory, MB", round(process.rss_bytes / 1e6, 1)),
         ("descriptors", f"{process.descriptors:,} of {process.descriptor_limit:,}"),

@@ -10,7 +10,7 @@ import gc
 import os
 import resource
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Protocol, runtime_checkable
 
 import msgspec
@@ -83,6 +83,8 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     admin: Mapping[str, Any]
     peers: Mapping[str, Any]
     """What is counted of the other nodes; empty where there can be none."""
+    cluster: Mapping[str, Any]
+    """The same of the parts that only a node of a cluster has, by the part."""
     load: Mapping[str, float]
     """How busy the node is (0 to 1), and the parts of that."""
     mover: Mapping[str, int]
@@ -175,6 +177,7 @@ def statistics(node: Node, process: Process, admin: Mapping[str, int]) -> Statis
         tokens=context.verifier.statistics()._asdict(),
         admin=dict(admin),
         peers=peers.statistics() if isinstance(peers, _Counting) else {},
+        cluster=node.counted(),
         load=node.load.figures._asdict(),
         mover=node.mover.statistics(),
         pump=PumpStatistics(node.pump.passes, node.pump.ready, len(node.pump)),
@@ -193,6 +196,15 @@ def snapshot(node: Node, process: Process, admin: Mapping[str, int]) -> Snapshot
             for name, histogram in node.context.stages.items()
         },
     )
+
+
+def flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Nested statistics in one row: ``link_up`` for ``up`` of ``link``."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}_{inner}", found) for inner, found in flat(value))
+        else:
+            yield name, value
 
 
 def is_ready(node: Node) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import trio
 
-from broker.engine.embedded import EmbeddedEngine
+from broker.engine.base import Engine
 from broker.engine.peers import Alone, Answer, Handler, NodeInfo
 from broker.errors import BrokerError
 
@@ -93,7 +93,7 @@ def json_of(value: Any) -> Any:
 class FailingEngine:
     """Stands in front of an engine's statistics, and says that the store fails when the test wants it."""
 
-    def __init__(self, engine: EmbeddedEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.failing = False
         self._statistics = engine.statistics
         engine.statistics = self._told  # type: ignore[method-assign]  # a broken disk, without one

@@ -367,6 +367,8 @@ async def test_what_is_counted_of_other_nodes_is_exported() -> None:
         text = (await http.get("/metrics")).text
         assert "broker_peers_nodes 2.0" in text
         assert "# TYPE broker_peers_asks_total counter" in text
+        assert "# TYPE broker_cluster_link_up gauge" in text
+        assert "broker_cluster_link_commands_total 7.0" in text
         assert "worker" not in text
 
 

@@ -166,9 +166,10 @@ async def test_everybody_is_turned_out_once_and_the_port_stays_open() -> None:
         connected(broker.client_port) as one,
         connected(broker.client_port) as other,
     ):
-        assert broker.ready
+        welcoming = [broker.ready]
         assert await broker.drain() == 2
-        assert not broker.ready
+        welcoming.append(broker.ready)
+        assert welcoming == [True, False]
         assert await broker.drain() == 0  # nobody is told twice
         for client in (one, other):
             bye, code = await client.ended_with()
@@ -177,3 +178,19 @@ async def test_everybody_is_turned_out_once_and_the_port_stays_open() -> None:
         await until(lambda: not broker.context.registry.sessions)
         async with await tcp(broker.client_port) as stream:
             assert await RawClient(stream).upgrade(request()) == 503
+
+
+async def test_other_nodes_hear_of_a_drain_once_and_before_the_sessions_do() -> None:
+    async with running() as broker, connected(broker.client_port) as client:
+        endings = []
+
+        def part() -> None:
+            endings.append([session.ending for session in broker.context.registry.sessions.values()])
+
+        broker.peers.part = part  # type: ignore[method-assign]  # a node alone has nobody to tell
+        await broker.drain()
+        await broker.drain()
+        assert (await client.ended_with())[1] == 4503
+        await until(lambda: not broker.context.registry.sessions)
+        broker.stop()
+    assert endings == [[None]]

@@ -7,8 +7,7 @@ from typing import Any
 
 import trio
 
-from broker.engine.base import Done, Retention
-from broker.engine.embedded import EmbeddedEngine
+from broker.engine.base import Done, Engine, Retention
 from broker.errors import BrokerError, ErrorCode
 from broker.protocol.events import Event
 
@@ -16,7 +15,7 @@ from broker.protocol.events import Event
 class HeldEngine:
     """Stands in front of a running broker's engine, method by method, until :meth:`release`."""
 
-    def __init__(self, engine: EmbeddedEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._publish = engine.publish
         self._published: list[tuple[Event, Retention, Done]] = []

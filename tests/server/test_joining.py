@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from broker.errors import BrokerError, ErrorCode
-from tests.e2e.harness import running, until
+from broker.hub.hub import LINGER
+from broker.protocol.events import make_event
+from tests.e2e.harness import jump, running, until
 from tests.e2e.raw_client import connected
 from tests.server.held_engine import HeldEngine
+from tests.server.held_peers import HeldPeers
 
 
 async def test_pages_of_the_past_and_live_events_meet_without_a_hole() -> None:
@@ -135,3 +139,77 @@ async def test_a_snapshot_may_be_large() -> None:
             await a.ask("publish", room="latest:1", event="e", data="x" * 20_000, slot=f"s{number}")
         await b.ask("join", room="latest:1")
         assert {event["slot"] for event in await b.take(50)} == {f"s{number}" for number in range(50)}
+
+
+# -- other nodes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("room", ["live:1", "deal:1"])
+async def test_ok_of_a_join_means_that_other_nodes_are_heard(room: str) -> None:
+    async with running() as broker, connected(broker.client_port) as client:
+        held = HeldPeers(broker.peers)
+        await client.send({"op": "join", "room": room, "id": 1}, {"op": "ping", "id": 2})
+        await until(lambda: held.asked == [(room, False)])
+        await wait_all_tasks_blocked()
+        assert room not in broker.hub.rooms
+        held.release()
+        assert [(await client.next())["id"] for _ in range(2)] == [1, 2]
+        broker.hub.receive([make_event(room, "e", "from elsewhere", 0.0)])
+        assert (await client.event())["data"] == "from elsewhere"
+        assert held.attachments == {room}
+
+
+async def test_who_comes_while_a_room_is_opened_waits_with_the_first() -> None:
+    async with running() as broker, connected(broker.client_port) as a, connected(broker.client_port) as b:
+        held = HeldPeers(broker.peers)
+        for client in (a, b):
+            await client.send({"op": "join", "room": "latest:1", "id": 1})
+        await until(lambda: held.asked == [("latest:1", True)] * 2)
+        held.slots = [make_event("latest:1", "e", number, 0.0, slot=str(number)) for number in range(2)]
+        broker.hub.receive([make_event("latest:1", "e", "newer", 0.0, slot="1")])
+        held.release()
+        for client in (a, b):
+            assert (await client.next())["op"] == "ok"
+            assert [(await client.event())["data"] for _ in range(2)] == [0, "newer"]
+
+
+async def test_a_room_that_cannot_be_opened_is_heard_of_no_more() -> None:
+    async with running() as broker, connected(broker.client_port) as client:
+        peers, engine = HeldPeers(broker.peers), HeldEngine(broker.engine)
+        engine.fail("open")
+        peers.release()
+        await client.send({"op": "join", "room": "cold:1", "id": 1})
+        await engine.entered.wait()
+        assert peers.attachments == {"cold:1"}
+        engine.release()
+        assert (await client.next())["code"] == "unavailable"
+        assert peers.attachments == set()
+
+
+async def test_a_room_that_is_opened_when_the_node_ends_is_heard_of_no_more() -> None:
+    async with running() as broker, connected(broker.client_port) as client:
+        held = HeldPeers(broker.peers)
+        await client.send({"op": "join", "room": "live:1", "id": 1})
+        await until(lambda: held.attachments)
+        broker.stop()
+        assert (await client.next())["code"] == 4503
+        jump(broker.config.server.drain_timeout + broker.config.server.close_timeout)
+        await until(lambda: not held.attachments)
+        assert "live:1" not in broker.hub.rooms
+
+
+async def test_who_is_gone_when_the_room_is_there_is_not_in_it() -> None:
+    async with running() as broker:
+        held = HeldPeers(broker.peers)
+        held.attachments.add("all")
+        async with connected(broker.client_port) as client:
+            await client.send({"op": "join", "room": "live:1", "id": 1})
+            await until(lambda: ("live:1", False) in held.asked)
+            (session,) = broker.context.registry.sessions.values()
+        await until(lambda: session.ending is not None)
+        held.release()
+        await until(lambda: "live:1" in broker.hub.rooms)
+        assert broker.hub.rooms["live:1"].members == 0
+        await until(lambda: not broker.context.registry.sessions)
+        jump(LINGER + 1)
+        await until(lambda: "live:1" not in held.attachments)

@@ -55,6 +55,20 @@ def test_an_address_has_so_many_strangers() -> None:
     assert registry.statistics()["strangers"] == 3
 
 
+def test_other_nodes_are_told_who_is_here() -> None:
+    peers = FakePeers()
+    registry = Registry(Limits(), Rates(), peers)
+    stranger, other = visitor("s1"), visitor("s2")
+    for session in (stranger, other):
+        registry.open(session)
+    identify(registry, other, ANN)
+    assert peers.here == [("s1", None), ("s2", None), ("s2", ANN)]
+    registry.close(other, 1000)
+    assert peers.here == [("s1", None)]
+    registry.close(stranger, 1000)
+    assert peers.here == []
+
+
 def test_no_limit_still_counts() -> None:
     registry = make(strangers=0, sessions=0)
     assert all(registry.admit_stranger("a") for _ in range(500))

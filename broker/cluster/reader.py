@@ -31,7 +31,7 @@ from broker.cluster.keys import Keys
 from broker.cluster.leases import FAREWELL, Lease, Standing
 from broker.cluster.link import Link, LinkError, Reply, load_script
 from broker.cluster.rejected import Rejected, Saying
-from broker.cluster.said import Options, claimed_room, decode_entry
+from broker.cluster.said import PUBLISHER, Options, claimed_room, decode_entry
 from broker.config import Redis
 from broker.engine.base import Done
 from broker.errors import BrokerError, ErrorCode
@@ -51,6 +51,10 @@ Tell = Callable[[Event], None]
 REMEMBERED: Final = 24 * 3600.0
 """Seconds that the keys of entries are remembered: as long as all nodes may be away between storing an
 event and removing its entry."""
+
+REMEMBERED_AFTER: Final = 600.0
+"""The same once the entry is removed, if its id is the key: a day of ids would fill the memory of Redis.
+As long as a node may be frozen with the event in hand and wake up again."""
 
 READ_ENTRIES: Final = 256
 """Entries of one read. Redis serves nobody else meanwhile (0.2 ms for small ones)."""
@@ -99,7 +103,9 @@ class Reader:
         self._clock = clock
         self._rest = settings.reader_lease / 3
         self._wake = min(WAKE, self._rest, settings.answer_timeout / 2)
+        self._once = keys.once
         self._backlog = Backlog()
+        self._marks: dict[str, str] = {}  # id → key in Redis that remembers it, of settled entries
         self._ready: deque[Item] = deque()  # to be sent on their way
         self._sending = False
         self._removing = 0
@@ -255,6 +261,8 @@ class Reader:
     def _published(self, item: Item, outcome: Position | BrokerError) -> None:
         if not isinstance(outcome, BrokerError):
             self._stored += 1
+            if not item.named:
+                self._marks[item.id] = self._once(item.event.room, PUBLISHER, item.id)
             self._go_on(self._backlog.settle(item))
         elif outcome.retry:
             self._fail(item, outcome.message)
@@ -334,6 +342,10 @@ class Reader:
             self._backlog.not_removed(identifiers)  # a later turn tries again
         else:
             self._backlog.removed(identifiers)
+            for identifier in identifiers:
+                mark = self._marks.pop(identifier, None)
+                if mark is not None:
+                    self._link.send(_ignore, mark, "PEXPIRE", mark, int(REMEMBERED_AFTER * 1000))
         self._wake_up()
 
     def _plan_retry(self) -> None:
@@ -385,3 +397,7 @@ class Reader:
             "failed": self._failed,
             "faults": self._faults,
         }
+
+
+def _ignore(_reply: Reply | LinkError) -> None:
+    """A mark that lives longer does no harm."""

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from broker.cluster import reader as reader_module
-from broker.cluster.reader import REMEMBERED
+from broker.cluster.reader import REMEMBERED, REMEMBERED_AFTER
 from broker.errors import BrokerError, ErrorCode
 from broker.protocol.events import Event
 from tests.cluster.backends import KEYS, Shelf, away, body, reading, until
@@ -114,6 +114,21 @@ async def test_a_room_without_history_is_told_once(redis_at: RedisServer, client
         await until(lambda: not left(client))
     assert [body(event)["data"] for event in shelf.told if event.room == "news"] == list(range(20))
     assert not shelf.rooms
+
+
+async def test_ids_are_not_remembered_for_a_day_once_their_entries_are_gone(
+    redis_at: RedisServer, client: redis.Redis
+) -> None:
+    shelf = Shelf()
+    entry = add(client, "deal:1", "1")
+    add(client, "deal:1", "2", key="named")
+    marks = [KEYS.once("deal:1", "backend", key) for key in (entry, "named")]
+    for mark in marks:
+        client.set(mark, "as the engine does", ex=int(REMEMBERED))
+    async with reading(redis_at, shelf):
+        await until(lambda: not left(client))
+        await until(lambda: int(client.ttl(marks[0])) <= REMEMBERED_AFTER)
+        assert int(client.ttl(marks[1])) > REMEMBERED_AFTER
 
 
 # -- entries that nobody can use --------------------------------------------------

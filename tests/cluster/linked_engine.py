@@ -1,11 +1,13 @@
-"""An engine with a link of its own, so that ``run`` is all that it needs."""
+"""An engine with a link of its own, so that ``run`` is all that it needs, and several of them together."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
+import redis
 import trio
 
 from broker.cluster import wire
@@ -18,7 +20,10 @@ from broker.cluster.link import Message
 from broker.cluster.stream_scripts import SCRIPTS, Tokens
 from broker.config import Redis
 from broker.engine.base import Deliver, Moved, stays
-from tests.engine.contract import ManualClock
+from broker.errors import BrokerError, ErrorCode
+from broker.protocol.events import Position
+from tests.cluster.linked import until
+from tests.engine.contract import ManualClock, Reply, Rig
 from tests.redis_server import RedisServer
 
 _numbers = itertools.count(1)
@@ -36,6 +41,7 @@ class LinkedEngine(RedisEngine):
         ring_events: int = 4,
         sweep_interval: float = 5.0,
         replicas: int = 0,
+        patience: float = 60.0,
         url: str | None = None,
         **settings: Any,
     ) -> None:
@@ -44,7 +50,7 @@ class LinkedEngine(RedisEngine):
         self.name = f"node{next(_numbers)}"
         self.hears: Callable[[str, wire.Head], bool] = lambda _room, _head: True
         """Which messages reach the engine: a test makes it deaf."""
-        self.generation = Generation(self.keys, lambda: self.name, Tokens())
+        self.generation = Generation(self.keys, lambda: self.name, Tokens(), patience=patience)
         self.ups = 0
         self.link = RedisLink(
             Redis(url=url or server.url, **settings),
@@ -126,3 +132,54 @@ class RedisHarness:
 
     def fresh(self) -> RedisHarness:
         return RedisHarness(self._server)
+
+
+class ClusterRig(Rig):
+    """A running engine of several, what it delivered, and where it said that streams have moved."""
+
+    engine: LinkedEngine
+
+    def __init__(self, engine: LinkedEngine, clock: ManualClock) -> None:
+        super().__init__(engine, clock)
+        self.moves: list[tuple[str, Position]] = []
+        self.alone = trio.CancelScope()
+        """Ends this engine, and no other."""
+
+    def moved(self, room: str, position: Position) -> None:
+        self.moves.append((room, position))
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        with self.alone:
+            await self.engine.run(self.deliver, self.moved, task_status=task_status)
+
+    def count(self, name: str) -> int:
+        return int(self.engine.statistics()[name])
+
+    async def caught_up(self, room: str, offset: int) -> None:
+        """Wait until the open room is at ``offset``."""
+        await until(lambda: (top := self.engine.position(room)) is not None and top.offset >= offset)
+
+
+@asynccontextmanager
+async def together(harness: RedisHarness, count: int = 2, **options: Any) -> AsyncIterator[list[ClusterRig]]:
+    """Several engines on one store."""
+    rigs = [ClusterRig(harness.engine(**options), harness.clock) for _ in range(count)]
+    async with trio.open_nursery() as nursery:
+        for rig in rigs:
+            rig.scope = nursery.cancel_scope
+            await nursery.start(rig.run)
+        yield rigs
+        nursery.cancel_scope.cancel()
+
+
+def redis_of(rig: ClusterRig) -> redis.Redis:
+    """A client of the rig's server."""
+    return rig.engine.server.client()
+
+
+async def refusal(reply: Reply) -> BrokerError:
+    answer = await reply.answer()
+    assert isinstance(answer, BrokerError), answer
+    assert answer.code is ErrorCode.UNAVAILABLE
+    assert answer.retry_after
+    return answer

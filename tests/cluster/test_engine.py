@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
-
 import pytest
-import redis
 import trio
 
 from broker.cluster.repairs import PAGE
 from broker.engine.base import HistoryQuery, Retention, Seen
-from broker.errors import BrokerError, ErrorCode
+from broker.errors import BrokerError
 from broker.protocol.events import Position, SessionId, make_event
 from tests.cluster.linked import until
-from tests.cluster.linked_engine import LinkedEngine, RedisHarness
-from tests.engine.contract import ALL, KEEP, START, EngineContract, ManualClock, Reply, Rig
+from tests.cluster.linked_engine import RedisHarness, redis_of, together
+from tests.engine.contract import ALL, KEEP, START, EngineContract, Reply
 from tests.redis_server import RedisServer
 
 
@@ -26,54 +21,9 @@ class TestRedis(EngineContract):
         return RedisHarness(redis_at)
 
 
-class ClusterRig(Rig):
-    """A running engine of several, what it delivered, and where it said that streams have moved."""
-
-    engine: LinkedEngine
-
-    def __init__(self, engine: LinkedEngine, clock: ManualClock) -> None:
-        super().__init__(engine, clock)
-        self.moves: list[tuple[str, Position]] = []
-
-    def moved(self, room: str, position: Position) -> None:
-        self.moves.append((room, position))
-
-    def count(self, name: str) -> int:
-        return int(self.engine.statistics()[name])
-
-    async def caught_up(self, room: str, offset: int) -> None:
-        """Wait until the open room is at ``offset``."""
-        await until(lambda: (top := self.engine.position(room)) is not None and top.offset >= offset)
-
-
-@asynccontextmanager
-async def together(harness: RedisHarness, count: int = 2, **options: Any) -> AsyncIterator[list[ClusterRig]]:
-    """Several engines on one store."""
-    rigs = [ClusterRig(harness.engine(**options), harness.clock) for _ in range(count)]
-    async with trio.open_nursery() as nursery:
-        for rig in rigs:
-            rig.scope = nursery.cancel_scope
-            await nursery.start(rig.engine.run, rig.deliver, rig.moved)
-        yield rigs
-        nursery.cancel_scope.cancel()
-
-
 @pytest.fixture
 def harness(redis_at: RedisServer) -> RedisHarness:
     return RedisHarness(redis_at)
-
-
-def redis_of(rig: ClusterRig) -> redis.Redis:
-    """A client of the rig's server."""
-    return rig.engine.server.client()
-
-
-async def refusal(reply: Reply) -> BrokerError:
-    answer = await reply.answer()
-    assert isinstance(answer, BrokerError), answer
-    assert answer.code is ErrorCode.UNAVAILABLE
-    assert answer.retry_after
-    return answer
 
 
 # Two nodes

@@ -33,6 +33,11 @@ def free_port() -> int:
 class RedisServer:
     """One redis-server process. ``options`` are those of redis.conf: ``RedisServer(appendonly="yes")``."""
 
+    host = "127.0.0.1"
+    """Where clients find it."""
+    runner: tuple[str, ...] = ()
+    """What runs the program, in its own place: ``ip netns exec NAME``."""
+
     def __init__(self, directory: Path, port: int | None = None, **options: Any) -> None:
         self.directory = directory
         self.port = port or free_port()
@@ -42,7 +47,7 @@ class RedisServer:
     @property
     def url(self) -> str:
         """Where it is."""
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"redis://{self.host}:{self.port}/0"
 
     @property
     def pid(self) -> int:
@@ -54,7 +59,16 @@ class RedisServer:
         """Start it, on the port that it had before, and return when it answers."""
         program = shutil.which("redis-server")
         assert program is not None, MISSING
-        line = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)]
+        line = [
+            *self.runner,
+            program,
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            str(self.directory),
+        ]
         for name, value in self._options.items():
             line += [f"--{name.replace('_', '-')}", *([value] if isinstance(value, str) else map(str, value))]
         log = (self.directory / "redis.log").open("ab")
@@ -72,7 +86,7 @@ class RedisServer:
 
     def client(self, **options: Any) -> redis.Redis:
         """A client of its own, which does not repeat commands."""
-        return redis.Redis(port=self.port, retry=Retry(NoBackoff(), 0), **options)
+        return redis.Redis(self.host, self.port, retry=Retry(NoBackoff(), 0), **options)
 
     def signal(self, number: int) -> None:
         """Send a signal to exactly this process."""

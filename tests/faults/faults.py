@@ -13,7 +13,7 @@ import dataclasses
 import os
 import shutil
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -22,8 +22,20 @@ from typing import Any, Final, TypeVar
 import trio
 
 from broker.cluster.keys import Keys
-from tests.faults.houses import DURABLE, EVERY_SECOND, Alone, Cluster, House
-from tests.faults.load import HISTORY_ROOMS, LIVE_ROOMS
+from tests.faults.houses import (
+    DURABLE,
+    EVERY_SECOND,
+    Alone,
+    Cluster,
+    Divided,
+    House,
+    Proxied,
+    Watched,
+    caught_up,
+    role_of,
+)
+from tests.faults.load import HISTORY_ROOMS, LIVE_ROOMS, until
+from tests.redis_server import RedisServer
 
 FROZEN: Final = 8.0
 """Seconds for which Redis stands still: longer than a node needs to notice (4 + 3)."""
@@ -151,16 +163,16 @@ async def redis_killed(house: Cluster, random: Random) -> None:
 @fault(Cluster, tells=True)
 async def power_cut(house: Cluster, random: Random) -> None:
     """Redis writes to disk once a second, and what it wrote last is gone; started again."""
-    with house.client() as client:
+    with house.redis.client() as client:
         client.config_set("appendfsync", "everysec")
-    log = appended(house.directory)
+    log = appended(house.redis.directory)
     size = log.stat().st_size
     await trio.sleep(random.uniform(0.3, 1.0))
     house.redis.kill()
     os.truncate(log, random.randint(size, max(size, log.stat().st_size - 1)))
     await a_while(random)
     await in_thread(partial(house.relaunch, **EVERY_SECOND))
-    with house.client() as client:
+    with house.redis.client() as client:
         client.config_set("appendfsync", "always")
 
 
@@ -173,7 +185,7 @@ def appended(directory: Path) -> Path:
 async def redis_emptied(house: Cluster, random: Random) -> None:
     """kill -9 of Redis, which comes back with nothing, as one that keeps nothing on disk would."""
     house.redis.kill()
-    shutil.rmtree(house.directory / "appendonlydir")
+    shutil.rmtree(house.redis.directory / "appendonlydir")
     await a_while(random)
     await in_thread(partial(house.relaunch, **DURABLE))
 
@@ -181,7 +193,7 @@ async def redis_emptied(house: Cluster, random: Random) -> None:
 @fault(Cluster, tells=True)
 async def everything_flushed(house: Cluster, _random: Random) -> None:
     """FLUSHALL."""
-    with house.client() as client:
+    with house.redis.client() as client:
         client.flushall()
 
 
@@ -189,7 +201,7 @@ async def everything_flushed(house: Cluster, _random: Random) -> None:
 async def rooms_evicted(house: Cluster, random: Random) -> None:
     """One room's stream is deleted, and another's record of where it is."""
     first, second = random.sample(HISTORY_ROOMS, 2)
-    with house.client() as client:
+    with house.redis.client() as client:
         client.delete(KEYS.stream(first))
         client.delete(KEYS.meta(second))
 
@@ -197,7 +209,7 @@ async def rooms_evicted(house: Cluster, random: Random) -> None:
 @fault(Cluster)
 async def memory_full(house: Cluster, random: Random) -> None:
     """Redis may not store any more for a while (OOM)."""
-    with house.client() as client:
+    with house.redis.client() as client:
         client.config_set("maxmemory", "1mb")
         try:
             await a_while(random)
@@ -208,7 +220,7 @@ async def memory_full(house: Cluster, random: Random) -> None:
 @fault(Cluster)
 async def scripts_flushed(house: Cluster, _random: Random) -> None:
     """SCRIPT FLUSH: Redis forgets the scripts that nodes have loaded."""
-    with house.client() as client:
+    with house.redis.client() as client:
         client.script_flush()
 
 
@@ -240,7 +252,7 @@ async def redis_hiccup(house: Cluster, random: Random) -> None:
 @fault(Cluster)
 async def redis_paused(house: Cluster, random: Random) -> None:
     """CLIENT PAUSE: commands wait, for longer than their senders do."""
-    with house.client() as client:
+    with house.redis.client() as client:
         milliseconds = random.randint(2000, 4000)
         client.client_pause(milliseconds)
     await trio.sleep(milliseconds / 1000)
@@ -263,7 +275,7 @@ async def subscribers_killed(house: Cluster, random: Random) -> None:
 
 async def kill_clients(house: Cluster, random: Random, kind: str) -> None:
     """All of one type but ours."""
-    with house.client() as client:
+    with house.redis.client() as client:
         for _ in range(3):
             client.client_kill_filter(_type=kind, skipme=True)
             await trio.sleep(random.uniform(0.1, 1.0))
@@ -276,7 +288,7 @@ async def buffers_overrun(house: Cluster, random: Random) -> None:
         "for number = 1, tonumber(ARGV[1]) do"
         " redis.call('PUBLISH', KEYS[1], ARGV[2] .. string.format('%d', number) .. ARGV[3]) end"
     )
-    with house.client() as client:
+    with house.redis.client() as client:
         before = client.config_get("client-output-buffer-limit")["client-output-buffer-limit"]
         client.config_set("client-output-buffer-limit", f"pubsub {SMALL_BUFFER} {SMALL_BUFFER} 1")
         try:
@@ -293,3 +305,133 @@ async def buffers_overrun(house: Cluster, random: Random) -> None:
 async def in_thread(function: Callable[[], object]) -> None:
     """Run what blocks (starting a Redis) beside the load."""
     await trio.to_thread.run_sync(function)
+
+
+# -- the way to Redis -------------------------------------------------------------------------------
+
+
+@fault(Proxied)
+async def redis_slow(house: Proxied, random: Random) -> None:
+    """Redis answers 50 ms later than usual."""
+    for proxy in house.proxies:
+        proxy.faults.requests.delay = proxy.faults.replies.delay = 0.025
+    await trio.sleep(random.uniform(3, 6))
+    for proxy in house.proxies:
+        proxy.heal()
+
+
+@fault(Proxied)
+async def replies_cut(house: Proxied, random: Random) -> None:
+    """Connections to Redis break in the middle of an answer, again and again."""
+    for _ in range(5):
+        for proxy in house.proxies:
+            proxy.faults.replies.cut_after = random.randint(1, 20_000)
+            proxy.drop()
+        await trio.sleep(random.uniform(0.2, 1.0))
+    for proxy in house.proxies:
+        proxy.heal()
+        proxy.drop()
+
+
+@fault(Proxied)
+async def answers_held(house: Proxied, random: Random) -> None:
+    """One way only: Redis hears a node, but the node does not hear Redis; nothing is closed."""
+    random.choice(house.proxies).faults.replies.frozen = True
+    await hold_then_heal(house)
+
+
+@fault(Proxied)
+async def requests_held(house: Proxied, random: Random) -> None:
+    """One way only: a node hears Redis, but Redis does not hear the node; nothing is closed."""
+    random.choice(house.proxies).faults.requests.frozen = True
+    await hold_then_heal(house)
+
+
+async def hold_then_heal(house: Proxied) -> None:
+    """Bytes are held, never lost: that is what TCP makes of a path that comes back."""
+    await trio.sleep(FROZEN)
+    for proxy in house.proxies:
+        proxy.heal()
+
+
+@fault(Divided)
+async def node_cut_off(house: Divided, random: Random) -> None:
+    """The network between one node and Redis is gone for 8 s, in silence."""
+    await pull(house, [random.randrange(len(house.nodes))])
+
+
+@fault(Divided)
+async def all_cut_off(house: Divided, _random: Random) -> None:
+    """The network between Redis and every node is gone for 8 s, in silence."""
+    await pull(house, range(len(house.nodes)))
+
+
+async def pull(house: Divided, cables: Iterable[int]) -> None:
+    """Pull cables, and plug them in again."""
+    chosen = list(cables)
+    for number in chosen:
+        house.network.pull(number)
+    try:
+        await trio.sleep(FROZEN)
+    finally:
+        for number in chosen:
+            house.network.plug(number)
+
+
+# -- failover ---------------------------------------------------------------------------------------
+
+
+@fault(Watched)
+async def failover_clean(house: Watched, _random: Random) -> None:
+    """kill -9 of a primary whose replica has everything: nothing may be said to be gone."""
+    primary, replica = house.primary(), house.replica()
+    with primary.client() as client:
+        client.client_pause(60_000, all=False)  # writes; it is killed before they go on
+        await until(lambda: replicated(client.info("replication")))
+    primary.kill()
+    await promoted(replica)
+    await house.returns_as_replica(primary)
+
+
+@fault(Watched, tells=True)
+async def failover(house: Watched, _random: Random) -> None:
+    """kill -9 of the primary in full flight."""
+    primary, replica = house.primary(), house.replica()
+    primary.kill()
+    await promoted(replica)
+    await house.returns_as_replica(primary)
+
+
+@fault(Watched, tells=True)
+async def failover_behind(house: Watched, random: Random) -> None:
+    """The replica has missed the last events when the primary dies: offsets are issued again."""
+    primary, replica = house.primary(), house.replica()
+    with primary.client() as client:
+        client.acl_setuser("default", commands=["-psync", "-sync"])  # it cannot come back
+        client.client_kill_filter(_type="replica")
+        await trio.sleep(random.uniform(0.3, 1.0))
+    primary.kill()
+    await promoted(replica)
+    await house.returns_as_replica(primary)
+
+
+@fault(Watched, tells=True)
+async def split_brain(house: Watched, _random: Random) -> None:
+    """The primary stands still until another has taken its place, and then goes on as if nothing were."""
+    primary, replica = house.primary(), house.replica()
+    primary.freeze()
+    try:
+        await promoted(replica)
+    finally:
+        primary.thaw()
+    await caught_up(primary)
+
+
+def replicated(said: dict[str, Any]) -> bool:
+    """Whether the replica has everything that the primary has."""
+    return bool(said["slave0"]["offset"] == said["master_repl_offset"])
+
+
+async def promoted(replica: RedisServer) -> None:
+    """Return once it is the primary; whoever calls has the deadline."""
+    await until(lambda: role_of(replica)["role"] == "master")

@@ -1,15 +1,13 @@
 """Where faults happen: a broker, or several and their Redis, as processes that were started for it.
 
-A *house* is one way to put them together. Every process is one that this module
-started, in a session of its own, and is ended by its own id when the house is
-left, whatever happened inside.
+A *house* is one way to put them together. Every process is one that was
+started here, in a session of its own, and is ended by its own id when the house
+is left, whatever happened inside.
 """
 
 from __future__ import annotations
 
 import contextlib
-import signal
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -19,100 +17,24 @@ from typing import Any, Final
 import redis
 import trio
 
-from tests.e2e.harness import ROOT, command, environment
+from tests.cluster.proxy import Proxy, proxy_to
 from tests.faults.load import Endpoint
-from tests.redis_server import RedisServer, free_port
+from tests.faults.namespaces import Namespace, namespace
+from tests.faults.nodes import Node
+from tests.faults.sentinels import SERVICE, Sentinel
+from tests.redis_server import RedisServer
 
-READY: Final = 60.0
-"""Seconds of real time after which a node that does not say "ready" fails the run."""
 NAMES: Final = ("n1", "n2", "n3")
-
-CONFIG: Final = """
-dev = true
-node = "{name}"
-[server]
-host = "127.0.0.1"
-port = {port}
-retry_after = 0.5     # the least that spreads a few dozen clients
-[admin]
-port = -1
-[log]
-level = "info"
-[rooms.default]
-history = 20000       # more than a round publishes: nothing is ever trimmed
-[rooms.live]
-history = 0
-{store}
-"""
-
-
-class Node:
-    """One broker process, again and again on one port."""
-
-    def __init__(self, name: str, directory: Path, store: str) -> None:
-        self.name = name
-        self.endpoint = Endpoint("127.0.0.1", free_port())
-        self._config = directory / f"{name}.toml"
-        self._log = directory / f"{name}.log"
-        self._config.write_text(CONFIG.format(name=name, port=self.endpoint.port, store=store))
-        self._process: trio.Process | None = None
-
-    @property
-    def running(self) -> bool:
-        """Whether it was started and not ended by us."""
-        return self._process is not None
-
-    async def start(self) -> None:
-        """Start it; it says "ready" before this returns."""
-        with self._log.open("ab") as log:
-            self._process = await trio.lowlevel.open_process(
-                command("serve", "--config", str(self._config)),
-                cwd=ROOT,
-                env=environment(),
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,
-            )
-        assert self._process.stdout is not None
-        with trio.move_on_after(READY):
-            if (await self._process.stdout.receive_some()).startswith(b"ready "):
-                return
-        raise AssertionError(f"{self.name} did not start:\n{self.last_words()}")
-
-    def last_words(self) -> str:
-        """The end of its log."""
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-30:])
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal to exactly this process."""
-        assert self._process is not None
-        self._process.send_signal(number)
-
-    async def kill(self) -> None:
-        """kill -9, and wait for it."""
-        self.signal(signal.SIGKILL)
-        await self._gone()
-
-    async def drain(self) -> int:
-        """SIGTERM, and wait for it; the exit code."""
-        self.signal(signal.SIGTERM)
-        return await self._gone()
-
-    async def _gone(self) -> int:
-        assert self._process is not None
-        code = await self._process.wait()
-        self._process = None
-        return code
-
-    async def close(self) -> None:
-        """End it, whatever state it is in."""
-        if self._process is not None:
-            with trio.CancelScope(shield=True):
-                await self.kill()
+DURABLE: Final[dict[str, Any]] = {
+    "appendonly": "yes",
+    "appendfsync": "always",
+    "repl_diskless_sync_delay": "0",
+}
+EVERY_SECOND: Final[dict[str, Any]] = {"appendonly": "yes", "appendfsync": "everysec"}
 
 
 class House:
-    """What every house has. ``redis_is`` tells faults what they may assume."""
+    """What every house has."""
 
     def __init__(self, nodes: Sequence[Node]) -> None:
         self.nodes = nodes
@@ -128,16 +50,21 @@ class House:
         return [node.name for node in self.nodes]
 
     async def start(self) -> None:
-        """Start all nodes at once."""
+        """Start all nodes that do not run."""
         async with trio.open_nursery() as nursery:
             for node in self.nodes:
                 if not node.running:
                     nursery.start_soon(node.start)
 
-    async def close(self) -> None:
-        """End all nodes."""
-        for node in self.nodes:
-            await node.close()
+    @asynccontextmanager
+    async def occupied(self) -> AsyncIterator[None]:
+        """Nodes run inside the block."""
+        try:
+            await self.start()
+            yield
+        finally:
+            for node in self.nodes:
+                await node.close()
 
 
 class Alone(House):
@@ -145,30 +72,88 @@ class Alone(House):
 
 
 class Cluster(House):
-    """Three nodes on one Redis that writes everything to disk before it answers."""
+    """Three nodes on one Redis, which writes everything to disk before it answers."""
 
-    def __init__(self, directory: Path, server: RedisServer, nodes: Sequence[Node]) -> None:
+    def __init__(self, server: RedisServer, nodes: Sequence[Node]) -> None:
         super().__init__(nodes)
-        self.directory = directory
         self.redis = server
-
-    @property
-    def server(self) -> RedisServer:
-        """The Redis that is the primary."""
-        return self.redis
-
-    def client(self) -> redis.Redis:
-        """A client that is not one of the brokers'."""
-        return self.server.client()
 
     def relaunch(self, **options: Any) -> None:
         """Start a Redis in place of one that was killed: same port, same directory, other options."""
-        self.redis = RedisServer(self.directory, self.redis.port, **options)
+        self.redis = RedisServer(self.redis.directory, self.redis.port, **options)
         self.redis.start()
 
 
-DURABLE: Final[dict[str, Any]] = {"appendonly": "yes", "appendfsync": "always"}
-EVERY_SECOND: Final[dict[str, Any]] = {"appendonly": "yes", "appendfsync": "everysec"}
+class Proxied(Cluster):
+    """The same, but each node reaches Redis through a proxy of its own, which may misbehave."""
+
+    def __init__(self, server: RedisServer, nodes: Sequence[Node], proxies: Sequence[Proxy]) -> None:
+        super().__init__(server, nodes)
+        self.proxies = proxies
+
+
+class Divided(House):
+    """The same, but Redis is in a network of its own, with a cable to each node that can be pulled."""
+
+    def __init__(self, network: Namespace, nodes: Sequence[Node]) -> None:
+        super().__init__(nodes)
+        self.network = network
+
+
+class Watched(House):
+    """Three nodes on a primary and its replica, with three Sentinels over them."""
+
+    def __init__(self, servers: list[RedisServer], nodes: Sequence[Node]) -> None:
+        super().__init__(nodes)
+        self.servers = servers
+
+    def primary(self) -> RedisServer:
+        """The one that takes writes now."""
+        return self._with_role("master")
+
+    def replica(self) -> RedisServer:
+        """The other one."""
+        return self._with_role("slave")
+
+    def stop_servers(self) -> None:
+        """End both."""
+        for server in self.servers:
+            server.stop()
+
+    def _with_role(self, role: str) -> RedisServer:
+        for server in self.servers:
+            if role_of(server)["role"] == role:
+                return server
+        raise AssertionError(f"none of the two is {role}")
+
+    async def returns_as_replica(self, server: RedisServer) -> None:
+        """Start one that was killed, as the replica of the other one; return when it has caught up."""
+        (other,) = (one for one in self.servers if one is not server)
+        again = RedisServer(server.directory, server.port, replicaof=["127.0.0.1", other.port], **DURABLE)
+        self.servers[self.servers.index(server)] = again
+        await trio.to_thread.run_sync(again.start)
+        await caught_up(again)
+
+
+def role_of(server: RedisServer) -> dict[str, Any]:
+    """What it says of its replication; nothing while it does not answer."""
+    with server.client(socket_timeout=1.0) as client:
+        try:
+            return dict(client.info("replication"))
+        except redis.RedisError:
+            return {"role": None}
+
+
+async def caught_up(replica: RedisServer) -> None:
+    """Return once it follows a primary; whoever calls has the deadline."""
+    while True:
+        said = role_of(replica)
+        if said["role"] == "slave" and said["master_link_status"] == "up":
+            return
+        await trio.sleep(0.05)
+
+
+# -- building them --------------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -176,7 +161,7 @@ async def alone() -> AsyncIterator[Alone]:
     """A broker without others."""
     with directory() as where:
         house = Alone([Node("n1", where, f'[store]\ndata = "{where}/data"')])
-        async with occupied(house):
+        async with house.occupied():
             yield house
 
 
@@ -186,27 +171,79 @@ async def cluster() -> AsyncIterator[Cluster]:
     with directory() as where:
         server = RedisServer(where, None, **DURABLE)
         server.start()
-        nodes = [Node(name, where, f'[redis]\nurl = "{server.url}"') for name in NAMES]
-        house = Cluster(where, server, nodes)
+        house = Cluster(server, [Node(name, where, on(server.url)) for name in NAMES])
         try:
-            async with occupied(house):
+            async with house.occupied():
                 yield house
         finally:
             house.redis.stop()
 
 
 @asynccontextmanager
-async def occupied(house: House) -> AsyncIterator[None]:
-    """Nodes that run inside the block."""
-    try:
-        await house.start()
-        yield
-    finally:
-        await house.close()
+async def proxied() -> AsyncIterator[Proxied]:
+    """Nodes, each with a proxy before Redis."""
+    with directory() as where, contextlib.ExitStack() as servers:
+        server = RedisServer(where, None, **DURABLE)
+        servers.callback(server.stop)
+        server.start()
+        async with contextlib.AsyncExitStack() as stack:
+            proxies = [await stack.enter_async_context(proxy_to(server.port)) for _ in NAMES]
+            nodes = [Node(name, where, on(proxy.url)) for name, proxy in zip(NAMES, proxies, strict=True)]
+            house = Proxied(server, nodes, proxies)
+            async with house.occupied():
+                yield house
+
+
+@asynccontextmanager
+async def watched() -> AsyncIterator[Watched]:
+    """Nodes that find their Redis by Sentinels."""
+    with directory() as where, contextlib.ExitStack() as stack:
+        for name in ("a", "b"):
+            (where / name).mkdir()
+        first = RedisServer(where / "a", None, **DURABLE)
+        second = RedisServer(where / "b", None, replicaof=["127.0.0.1", first.port], **DURABLE)
+        house = Watched([first, second], [])
+        stack.callback(house.stop_servers)
+        first.start()
+        second.start()
+        await caught_up(second)
+        sentinels = [Sentinel(where / f"sentinel-{number}", first.port) for number in range(3)]
+        for sentinel in sentinels:
+            stack.callback(sentinel.stop)
+            sentinel.start()
+        for sentinel in sentinels:
+            await sentinel.knows_all(len(sentinels))
+        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in sentinels)
+        house.nodes = [Node(name, where, on(f"redis+sentinel://{hosts}/{SERVICE}")) for name in NAMES]
+        async with house.occupied():
+            yield house
+
+
+@asynccontextmanager
+async def divided() -> AsyncIterator[Divided]:
+    """Nodes with a cable each to Redis. Only for root."""
+    with directory() as where, namespace(len(NAMES)) as network:
+        server = network.redis(where, **DURABLE)
+        server.start()
+        try:
+            nodes = [
+                Node(name, where, on(f"redis://{address}:{server.port}/0"))
+                for name, address in zip(NAMES, network.addresses, strict=True)
+            ]
+            house = Divided(network, nodes)
+            async with house.occupied():
+                yield house
+        finally:
+            server.stop()
+
+
+def on(url: str) -> str:
+    """Configuration of a node on the Redis at ``url``."""
+    return f'[redis]\nurl = "{url}"'
 
 
 @contextlib.contextmanager
 def directory() -> Iterator[Path]:
     """A directory that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="broker-faults-") as path:
+    with tempfile.TemporaryDirectory(prefix="broker-faults-", ignore_cleanup_errors=True) as path:
         yield Path(path)

@@ -24,6 +24,9 @@ AFTER: Final = 100
 HOUSES: Final[dict[type[houses.House], Callable[[], AbstractAsyncContextManager[houses.House]]]] = {
     houses.Alone: houses.alone,
     houses.Cluster: houses.cluster,
+    houses.Proxied: houses.proxied,
+    houses.Watched: houses.watched,
+    houses.Divided: houses.divided,
 }
 
 

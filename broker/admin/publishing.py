@@ -53,7 +53,7 @@ class Content:
 
 
 class Outcome:
-    """What becomes of one event: told at once in an ephemeral room, else once it is stored."""
+    """What becomes of one event: told once it and its copies are stored, as far as they will be."""
 
     def __init__(self, node: Node, event: Event) -> None:
         self._event = trio.Event()
@@ -61,13 +61,19 @@ class Outcome:
         self._context = node.context
         self._started = node.context.monotonic()
         options = node.context.config.options(event.room)
-        node.context.hub.publish(event, options, self._stored)
-        if not options.history:
+        copying = node.context.hub.publish(event, options, self._stored)
+        if copying is not None:
+            copying.then(self._copied)
+        elif not options.history:
             self._event.set()
 
     def _stored(self, result: Position | BrokerError) -> None:
         self._context.stages.commit.observe(self._context.monotonic() - self._started)
         self._result = result
+        self._event.set()
+
+    def _copied(self, error: BrokerError | None) -> None:
+        self._result = error
         self._event.set()
 
     async def wait(self) -> Position | None:

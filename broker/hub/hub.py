@@ -22,6 +22,7 @@ from broker.errors import BrokerError, ErrorCode
 from broker.hub.fanout import FanOut
 from broker.hub.rooms import ALL_ROOM, USER_PREFIX, Member, MemberState, Opening, Passing, Room, Sink
 from broker.hub.roster import Roster
+from broker.hub.routing import NO_COPIES, Copying, Routing
 from broker.hub.slow import SlowMembers
 from broker.protocol.codec import Encoder
 from broker.protocol.events import Event, Position, SessionId, UserId
@@ -38,6 +39,7 @@ class Hub:
     ``monotonic`` and ``wall`` are clocks in seconds. ``wake`` and
     ``write_all`` are for the fan-out. ``sample`` is offered (namespace, wire
     form) of each event in namespaces with ``record``; ``sent`` is for the fan-out too.
+    ``routing``: rules that copy events into other rooms, if there are any.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Hub:
         wake: Callable[[], None],
         sample: Callable[[str, bytes], None] | None = None,
         sent: Callable[[float], None] | None = None,
+        routing: Routing | None = None,
     ) -> None:
         self._config = config
         self._engine = engine
@@ -59,6 +62,7 @@ class Hub:
         self._monotonic = monotonic
         self._wall = wall
         self._sample = sample
+        self._routing = routing
         self.encoder = encoder
         self.rooms: dict[str, Room] = {}
         self.fanout = FanOut(encoder, self._refused, wake, monotonic, sent)
@@ -241,14 +245,63 @@ class Hub:
 
     # -- publishing -------------------------------------------------------------
 
-    def publish(self, event: Event, options: RoomOptions, done: Done | None = None) -> None:
+    def publish(self, event: Event, options: RoomOptions, done: Done | None = None) -> Copying | None:
         """Hand an event to everyone it is meant for, on all nodes; in a room with history once it is stored.
 
         ``options`` are those of the event's room, which the caller has at hand.
 
-        ``done`` is called with the position, or with the error; in an
-        ephemeral room it is not called, for there is nothing to wait for.
+        ``done`` is called with the position, or with the error, once the event
+        and its copies by the rules are stored; in an ephemeral room it is not
+        called. There the copies are returned, and may be waited for.
         """
+        if self._routing is not None:
+            try:
+                copies = self._routing.copies(event)
+            except BrokerError as error:
+                return self._refuse(error, options, done)
+            if copies:
+                return self._publish_with(copies, event, options, done or _ignore)
+        self._publish(event, options, done)
+        return None
+
+    def _refuse(self, error: BrokerError, options: RoomOptions, done: Done | None) -> Copying | None:
+        if not options.history:
+            return Copying.refused(error)
+        if done is not None:
+            done(error)
+        return None
+
+    def _publish_with(
+        self, copies: Sequence[Event], event: Event, options: RoomOptions, done: Done
+    ) -> Copying | None:
+        """The event, then its copies: there is none of an event that was not stored."""
+        if not options.history:
+            self._publish(event, options, None)
+            return self._publish_copies(copies)
+
+        def stored(outcome: Position | BrokerError) -> None:
+            if isinstance(outcome, BrokerError):
+                done(outcome)
+            else:
+                self._publish_copies(copies).then(lambda error: done(outcome if error is None else error))
+
+        self._publish(event, options, stored)
+        return None
+
+    def _publish_copies(self, copies: Sequence[Event]) -> Copying:
+        copying = Copying()
+        for copy in copies:
+            options = self._config.options(copy.room)
+            if options.history:
+                copying.expect()
+            try:
+                self._publish(copy, options, copying.stored)
+            except BrokerError as error:  # of an ephemeral room, when the node is full of rooms
+                copying.fail(error)
+        copying.close()
+        return copying
+
+    def _publish(self, event: Event, options: RoomOptions, done: Done | None) -> None:
         self.published += 1
         if options.record and self._sample is not None:
             self._sample(event.room.partition(":")[0], event.body)
@@ -466,6 +519,7 @@ class Hub:
             "fanout_faults": self.fanout.faults,
             "raw_bytes": self.encoder.raw_bytes,
             "encoded_bytes": self.encoder.encoded_bytes,
+            **(self._routing.statistics() if self._routing is not None else NO_COPIES),
         }
 
 

@@ -136,8 +136,12 @@ def _publish(session: Session, message: messages.Publish) -> Reply:
             ErrorCode.TOO_LARGE, f"{len(event.body)} bytes; the room takes {options.event_bytes}", room=room
         )
     if not options.history:
-        context.hub.publish(event, options)
-        session.answer(message.id, None, after_events=True)
+        copying = context.hub.publish(event, options)
+        if copying is None:
+            session.answer(message.id, None, after_events=True)
+        else:
+            reply = session.start_publish()
+            copying.then(lambda error: session.published(reply, message.id, error))
         return ANSWERED
     started = context.monotonic()
     reply = session.start_publish()

@@ -464,13 +464,16 @@ class Session:
             self._replies = Replies()
         return self._replies.reserve()
 
-    def published(self, reply: Reply, identifier: int | str | None, outcome: Position | BrokerError) -> None:
-        """A publish was stored, or not."""
+    def published(
+        self, reply: Reply, identifier: int | str | None, outcome: Position | BrokerError | None
+    ) -> None:
+        """A publish was stored, or not; ``None`` for one of an ephemeral room, whose copies were."""
         if isinstance(outcome, BrokerError):
             self.context.registry.count_error(outcome.code)
             reply.fill(encode_error(identifier, "publish", outcome), after_events=False)
         else:
-            message = encode_ok(identifier, outcome._asdict()) if identifier is not None else None
+            fields = outcome._asdict() if outcome is not None else None
+            message = encode_ok(identifier, fields) if identifier is not None else None
             reply.fill(message, after_events=True)
         replies = self._replies
         assert replies is not None, "its place is still held"

@@ -6,12 +6,13 @@ it dies as well, expires by itself, and nobody reads it before.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import trio
 
 from broker.cluster.keys import Keys
-from broker.cluster.link import Link, LinkError, Reply, load_script
+from broker.cluster.link import Done, Link, LinkError, Reply, load_script
 from broker.logs import Throttle, get_logger
 
 log = get_logger(__name__)
@@ -40,6 +41,22 @@ class Graves:
         """Clean up after ``node``, soon."""
         self._dead.append(node)
         self._wake.set()
+
+    def add_rooms(self, node: str, rooms: Iterable[str]) -> None:
+        """The same in some rooms only: a frozen node spoke up there after it had been cleaned up after."""
+        for room in rooms:
+            self._empty_room(self._ignore, node, room)
+
+    def _empty_room(self, done: Done, node: str, room: str) -> None:
+        keys = [self._keys.members(room, node), self._keys.member_nodes(room)]
+        self._link.send_script(done, BURY, keys, node)
+
+    def _ignore(self, reply: Reply | LinkError) -> None:
+        """Whoever reads the room next comes here again."""
+        if isinstance(reply, LinkError):
+            self.failed += 1
+        else:
+            self.cleaned_rooms += 1
 
     async def run(self) -> None:
         """Clean up until cancelled."""
@@ -80,8 +97,7 @@ class Graves:
                 landed.set()
 
         for room in rooms:
-            keys = [self._keys.members(room, node), self._keys.member_nodes(room)]
-            self._link.send_script(done, BURY, keys, node)
+            self._empty_room(done, node, room)
         await landed.wait()
         if failures:
             raise failures[0]

@@ -37,8 +37,10 @@ HOLDER: Final = "peers"
 """Our name towards :class:`Interest`."""
 WINDOW: Final = 64
 """Reads of rooms under way at once."""
+PATIENCE: Final = 2.0
+"""Who attaches waits no longer (s): joining must not take much longer because Redis does not answer."""
 AGAIN: Final = 0.1
-"""After a read that failed (s)."""
+"""After a read that failed, or while a channel is not heard that should be (s)."""
 
 MATES: Final = load_script("mates")
 
@@ -112,7 +114,7 @@ class Mates:
         self._rooms: dict[str, _Room] = {}
         self._due: dict[str, None] = {}
         self._later: dict[str, None] = {}
-        """Rooms that could not be read."""
+        """Rooms that could not be read, or not be heard of in time."""
         self._flying = 0
         self._retry = trio.Event()
         self._strangers: dict[str, set[str]] = {}
@@ -145,16 +147,23 @@ class Mates:
                 record = self._rooms[room] = _Room()
                 self._interest.want(room, HOLDER)
             if not record.settled.is_set():
-                if await self._interest.wait(room):
-                    if not record.heard:
-                        record.heard = record.whole = True
-                        self._need(room)
-                    await record.settled.wait()
-                elif self._rooms.get(room) is record:
-                    self.degraded += 1
-                    record.settled.set()  # rejoined() reads it when the link is up
+                with trio.move_on_after(PATIENCE):
+                    if await self._interest.wait(room):
+                        self._begin(room, record)
+                        await record.settled.wait()
             if self._rooms.get(room) is record:
-                return  # else it was detached meanwhile, by somebody else
+                if not record.settled.is_set():
+                    self.degraded += 1
+                    record.settled.set()
+                    self._repeat(room)
+                return
+            # It was detached meanwhile by somebody else.
+
+    def _begin(self, room: str, record: _Room) -> None:
+        """The room is heard: now its members can be read."""
+        if not record.heard and self._rooms.get(room) is record:
+            record.heard = record.whole = True
+            self._need(room)
 
     def detach(self, room: str) -> None:
         """Nobody needs the room any more."""
@@ -199,9 +208,20 @@ class Mates:
             await self._retry.wait()
             await trio.sleep(AGAIN)
             self._retry = trio.Event()
-            self._due.update((room, None) for room in self._later if room in self._rooms)
-            self._later.clear()
+            later, self._later = self._later, {}
+            for room in later:
+                record = self._rooms.get(room)
+                if record is not None and self._interest.hears(room):
+                    record.heard = record.whole = True
+                    self._due[room] = None
+                elif record is not None and self._link.up:
+                    self._repeat(room)
             self._pump()
+
+    def _repeat(self, room: str) -> None:
+        """Look at the room again in a moment; if the link goes down, rejoined() sees to it."""
+        self._later[room] = None
+        self._retry.set()
 
     def _need(self, room: str) -> None:
         if room in self._rooms:
@@ -238,8 +258,7 @@ class Mates:
             record.whole = True
             record.settled.set()
             # Not at once: this may be called while the read is being sent.
-            self._later[room] = None
-            self._retry.set()
+            self._repeat(room)
             missed = self._throttle.admit("mates", trio.current_time())
             if missed is not None and not isinstance(reply, LinkDown):
                 log.warning("members of a room cannot be read", room=room, why=str(reply), suppressed=missed)
@@ -323,9 +342,13 @@ class Mates:
         self._unsettled.clear()
         self._pump()
 
-    def looked(self) -> None:
-        """The list of nodes is new: who was heard of before it was asked for and is not on it, is dead."""
-        self._older_strangers, self._strangers = self._strangers, {}
+    def looked(self) -> dict[str, set[str]]:
+        """The list of nodes is new: who was heard of before it was asked for and is not on it, is dead.
+
+        Returns the rooms in which the dead were heard of.
+        """
+        dead, self._older_strangers, self._strangers = self._older_strangers, self._strangers, {}
+        return dead
 
     def _meet(self, node: str, room: str) -> None:
         self.unknown += 1

@@ -209,8 +209,6 @@ class Members:
         anew, record.anew = record.anew, False
         change = self._everybody(record) if anew else self._changes(record)
         if change is not None:
-            self.told += not anew
-            self.told_anew += anew
             self._send(room, record, change)
         elif not record.members:
             del self._rooms[room]
@@ -220,7 +218,7 @@ class Members:
         keys, node = self._keys, self._node()
         record.flying = True
         self._link.send_script(
-            partial(self._landed, room, record, node, change.version if change.now else 0),
+            partial(self._landed, room, record, node, change),
             MEMBERS,
             [keys.members(room, node), keys.member_nodes(room), keys.live(room)],
             node,
@@ -276,7 +274,7 @@ class Members:
         message = self._pack(body)
         return _Change(record.version, self._version, now - len(came) + len(gone), now, message, kept, gone)
 
-    def _landed(self, room: str, record: _Room, node: str, version: int, reply: Reply | LinkError) -> None:
+    def _landed(self, room: str, record: _Room, node: str, change: _Change, reply: Reply | LinkError) -> None:
         record.flying = False
         if isinstance(reply, LinkError):
             self.failed += 1
@@ -287,7 +285,11 @@ class Members:
                 log.warning("members of a room cannot be told", room=room, why=str(reply), suppressed=missed)
             return
         if reply and node == self._node():
-            record.version = version
+            record.version = change.version if change.now else 0
+            if change.after == "":
+                self.told_anew += 1
+            elif change.message:
+                self.told += 1
         else:
             self.lost += not reply
             record.anew = True

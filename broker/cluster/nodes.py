@@ -218,6 +218,7 @@ class Nodes:
         self._former.add(self.id)
         former, self.id = self.id, new_id()
         self._registered = False
+        self.look()
         log.warning("this node was taken for dead; it goes on under a new id", former=former, id=self.id)
 
     def _learn(self, ended: list[bytes], listing: list[bytes], *, anew: bool) -> Change:
@@ -225,9 +226,8 @@ class Nodes:
         found: dict[str, NodeInfo] = {}
         for raw, text in zip(listing[::2], listing[1::2], strict=True):
             node = raw.decode()
-            info = self._read(node, text)
-            if info is not None and not self.is_own(node):
-                found[node] = info
+            if not self.is_own(node):
+                found[node] = self._read(node, text)
         dead = [raw.decode() for raw in ended]
         before, self._others = self._others, found
         if not self.settled:
@@ -248,14 +248,15 @@ class Nodes:
             anew=anew,
         )
 
-    def _read(self, node: str, text: bytes) -> NodeInfo | None:
+    def _read(self, node: str, text: bytes) -> NodeInfo:
         try:
             return _infos.decode(text)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, ValueError) as error:
             self.unreadable += 1
             if self._throttle.admit(node, trio.current_time()) is not None:
                 log.warning("what a node says of itself cannot be read", node=node, why=str(error))
-            return None
+            # It has a lease, so it lives; perhaps it is of another version.
+            return self._others.get(node) or NodeInfo(id=node, name=node)
 
     def _tell(self) -> None:
         """Have the others look at the list now."""

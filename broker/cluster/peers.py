@@ -165,9 +165,11 @@ class RedisPeers:
                 self._events.part_mates(node)
         for node in change.ended:
             self._graves.add(node)
+        dead = self._mates.looked()
         if self._nodes.settled:
             self._mates.settled()
-        self._mates.looked()
+            for node, rooms in dead.items():
+                self._graves.add_rooms(node, rooms)
 
     # -- what comes in ------------------------------------------------------------------
 

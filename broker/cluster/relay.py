@@ -85,6 +85,7 @@ class Relay:
         self.received = 0
         self.not_relayed = 0
         self.bad = 0
+        self.failed_recalls = 0
 
     # -- out ----------------------------------------------------------------------------
 
@@ -192,6 +193,7 @@ class Relay:
         try:
             bodies: Sequence[bytes | None] = await self._link.call_script(RECALL, keys)
         except LinkError as error:
+            self.failed_recalls += 1
             missed = self._throttle.admit("recall", trio.current_time())
             if missed is not None:
                 log.warning("slots cannot be read", room=room, why=str(error), suppressed=missed)
@@ -206,6 +208,7 @@ class Relay:
             "relay_messages": self.messages,
             "not_relayed": self.not_relayed,
             "received": self.received,
+            "failed_recalls": self.failed_recalls,
             "bad_messages": self.bad,
             "relay_waiting": sum(len(bundle.bodies) for bundle in self._bundles.values()),
         }

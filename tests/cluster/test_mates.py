@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import orjson
 import pytest
 import trio
+import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -98,6 +100,9 @@ async def test_members_of_the_dead_do_not_count(redis_at: RedisServer) -> None:
             )
         await until(lambda: there.count("unknown_nodes") == 2)
         assert there.hub.told == []
+        with nodes.client() as client:
+            await nodes.look_until(lambda: not client.keys(nodes.keys.members("r", "*").replace("{", "?")))
+            assert not client.exists(nodes.keys.member_nodes("r"))
 
 
 async def test_a_node_heard_before_it_was_known_is_read_when_it_is(redis_at: RedisServer) -> None:
@@ -207,6 +212,25 @@ async def test_reads_are_repeated_when_redis_refuses_them(redis_at: RedisServer)
         await until(lambda: there.sees("r") == {"s1"})
 
 
+async def test_who_attaches_does_not_wait_for_a_redis_that_is_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.2)
+    with redis_server() as server:
+        async with company(server) as nodes:
+            here, there = await nodes.start_all("here", "there")
+            here.come("r", "s1")
+            await until(lambda: here.count("told_changes") == 1)
+            server.freeze()
+            try:
+                await there.peers.attach("r")
+                assert there.link.up
+                assert there.count("degraded_attaches") == 1
+            finally:
+                server.thaw()
+            await until(lambda: there.sees("r") == {"s1"})
+
+
 async def test_many_rooms_are_read_a_window_at_a_time(redis_at: RedisServer) -> None:
     async with company(redis_at) as nodes:
         here, there = await nodes.start_all("here", "there")
@@ -268,8 +292,6 @@ class Model:
         )
 
     def _truth(self, name: str, room: str) -> dict[str, bytes]:
-        import orjson
-
         return {
             session: orjson.dumps(member.describe())
             for other, fellow in self.fellows.items()

@@ -117,6 +117,28 @@ def test_what_redis_has_lost_is_entered_again(book: Book) -> None:
     assert book.beat("a").status == 1
 
 
+def test_leases_that_redis_has_evicted_are_no_deaths(book: Book) -> None:
+    book.beat("a", "first")
+    book.beat("b", "first")
+    book.settle()
+    book.client.delete(book.keys.leases)
+    assert book.beat("a") == (2, 0, [], ["a"])
+    assert book.beat("b") == (2, 0, [], ["a", "b"])
+    book.client.delete(book.keys.nodes)
+    book.settle()
+    assert book.beat("a") == (1, 1, [], ["a", "b"])
+
+
+def test_who_is_listed_without_a_lease_is_taken_out(book: Book) -> None:
+    book.beat("a", "first")
+    book.beat("b", "first")
+    book.client.zrem(book.keys.leases, "b")
+    assert book.beat("a") == (1, 0, [], ["a"])
+    book.settle()
+    assert book.beat("a") == (1, 1, ["b"], ["a"])
+    assert book.client.hkeys(book.keys.nodes) == [b"a"]
+
+
 def test_the_last_lease_of_a_node_is_as_long_as_it_wants_and_ends(book: Book) -> None:
     book.beat("a", "first")
     book.beat("b", "first")
@@ -222,5 +244,5 @@ async def test_what_another_version_says_of_itself_may_be_unreadable(redis_at: R
             client.hset(nodes.keys.nodes, "odd", "?")
             newer = msgspec.to_builtins(NodeInfo(id="newer", name="newer")) | {"mood": "good"}
             client.hset(nodes.keys.nodes, "newer", msgspec.json.encode(newer))
-        await nodes.look_until(lambda: here.names() == ["here", "newer"])
+        await nodes.look_until(lambda: here.names() == ["here", "newer", "odd"])
         assert here.count("unreadable_nodes") >= 1

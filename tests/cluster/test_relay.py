@@ -79,21 +79,13 @@ async def test_what_cannot_be_read_is_counted_and_costs_only_itself(redis_at: Re
     async with company(redis_at) as nodes:
         (there,) = await nodes.start_all("there")
         await there.peers.attach("r")
-        lines = [
-            event(1).body,
-            b"",
-            b"{",
-            b"\xff",
-            b"[]",
-            b'{"ts":"x"}',
-            b'{"ts":1,"tags":[]}',
-            event(2).body,
-        ]
+        bad = [b"", b"{", b"\xff", b"[]", b'{"ts":"x"}', b'{"ts":1,"tags":[]}']
+        lines = [event(1).body, *bad, event(2).body]
         with nodes.client() as client:
             client.publish(nodes.keys.live("r"), wire.pack(wire.EPHEMERAL, "x", body=b"\n".join(lines)))
         await until(lambda: there.hub.received)
         assert numbers(there.hub.received) == [1, 2]
-        assert there.count("bad_messages") == 6
+        assert there.count("bad_messages") == len(bad)
 
 
 async def test_the_newest_of_each_slot_is_remembered_in_order(redis_at: RedisServer) -> None:
@@ -141,6 +133,22 @@ async def test_a_slot_that_cannot_be_read_is_left_out(redis_at: RedisServer) -> 
             client.delete(nodes.keys.slots("r"), nodes.keys.slots_order("r"))
             client.set(nodes.keys.slots_order("r"), "of the wrong type")
         assert list(await here.peers.attach("r", slots=True)) == []
+        assert here.count("failed_recalls") == 1
+
+
+async def test_slots_of_which_redis_has_evicted_a_part_begin_anew(redis_at: RedisServer) -> None:
+    async with company(redis_at) as nodes:
+        (here,) = await nodes.start_all("here")
+        with nodes.client() as client:
+            for number, key in enumerate((nodes.keys.slots("r"), nodes.keys.slots_order("r"))):
+                for slot in "ab":
+                    here.peers.relay(event(number, slot=slot), remember=60.0)
+                await until(lambda number=number: here.count("relayed") == 3 * number + 2)  # type: ignore[misc]
+                client.delete(key)
+                here.peers.relay(event(9, slot="c"), remember=60.0)
+                await until(lambda number=number: here.count("relayed") == 3 * number + 3)  # type: ignore[misc]
+                assert client.hkeys(nodes.keys.slots("r")) == [b"c"]
+                assert numbers(list(await here.peers.attach("r", slots=True))) == [9]
 
 
 async def test_what_is_not_relayed_is_counted() -> None:

@@ -12,7 +12,7 @@
 --
 -- Returns 0 if others have declared this node dead, 1 if all is as it was, 2 if the store had
 -- forgotten the node; whether absence counts; the nodes whose leases have ended and which are
--- told in this answer and in no other; pairs of node and what it says of itself.
+-- told in this answer and in no other; pairs of node and what it says of itself, if that is known.
 --
 -- Where nobody was heard of for half a lease, it was Redis that was away, or the whole cluster:
 -- everybody gets time to come back, and until then absence counts for nothing. The same holds
@@ -31,25 +31,39 @@ if now - last > usual / 2 then
     redis.call('ZADD', leases, now + usual, other)
   end
 end
-redis.call('HSET', beats, 'last', now, 'began', began)
-local settled = now - began > usual
 
 local status = 1
 local known = redis.call('ZSCORE', leases, id)
 if mode == 'keep' and not known then
-  if settled then
+  if redis.call('EXISTS', leases) == 0 then
+    began = now
+  elseif now - began > usual then
     return {0, 0, {}, {}}
   end
   status = 2
 end
+redis.call('HSET', beats, 'last', now, 'began', began)
+local settled = now - began > usual
 if mode == 'first' or mode == 'keep' or (mode == 'part' and known) then
   redis.call('ZADD', leases, now + length, id)
   redis.call('HSET', nodes, id, info)
 end
 
 local ended = redis.call('ZRANGEBYSCORE', leases, '-inf', now)
+if settled then
+  for _, other in ipairs(redis.call('HKEYS', nodes)) do
+    if not redis.call('ZSCORE', leases, other) then
+      ended[#ended + 1] = other
+    end
+  end
+end
 for _, other in ipairs(ended) do
   redis.call('ZREM', leases, other)
   redis.call('HDEL', nodes, other)
 end
-return {status, settled and 1 or 0, ended, redis.call('HGETALL', nodes)}
+local listing = {}
+for _, other in ipairs(redis.call('ZRANGE', leases, 0, -1)) do
+  listing[#listing + 1] = other
+  listing[#listing + 1] = redis.call('HGET', nodes, other) or ''
+end
+return {status, settled and 1 or 0, ended, listing}

@@ -10,6 +10,9 @@
 -- ARGV[5 ..]  pairs of slot and event, oldest first
 
 local slots, order, channel = KEYS[1], KEYS[2], KEYS[3]
+if redis.call('HLEN', slots) ~= redis.call('ZCARD', order) then
+  redis.call('DEL', slots, order) -- Redis has evicted one of the two
+end
 local highest = redis.call('ZRANGE', order, -1, -1, 'WITHSCORES')[2]
 local turn = tonumber(highest or '0')
 for at = 5, #ARGV, 2 do

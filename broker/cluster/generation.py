@@ -71,6 +71,7 @@ class Generation:
         self._node = node
         self._patience = patience
         self.tokens = tokens
+        self._run = ""
         self._mark = ""
         self._suffix = ""
         self.value = ""
@@ -97,7 +98,8 @@ class Generation:
     async def greet(self, link: Link, run_id: str) -> None:
         """Meet a Redis just connected to, before anything else is asked of it. Raises ``LinkError``."""
         if not link.clustered:
-            await self._ask(link, run_id, durable=await self._is_durable(link), behind=False)
+            self._run = run_id
+            await self._ask(link, durable=await self._is_durable(link), greeting=True)
 
     async def look(self, link: Link, *, behind: bool = False) -> bool:
         """Look again; true if there is another generation. Raises ``LinkError``.
@@ -106,15 +108,17 @@ class Generation:
         """
         if link.clustered:
             return False
-        return await self._ask(link, "", durable=False, behind=behind)
+        return await self._ask(link, behind=behind)
 
-    async def _ask(self, link: Link, run_id: str, *, durable: bool, behind: bool) -> bool:
+    async def _ask(
+        self, link: Link, *, durable: bool = False, behind: bool = False, greeting: bool = False
+    ) -> bool:
         self.looks += 1
         keys = self._keys
         reply = await link.call_script(
             GENERATION,
             (keys.store, keys.leases, keys.nodes),
-            run_id,
+            self._run,
             self._node(),
             self.value,
             self.commits,
@@ -123,6 +127,7 @@ class Generation:
             int(durable),
             int(behind),
             round(self._patience * 1000),
+            int(greeting),
         )
         return self._take(reply)
 

@@ -178,8 +178,11 @@ class Sweeper:
         for stream in streams:
             if stream.refresh_at > now:
                 continue
+            fresh = not stream.refresh_at  # opening it was word enough
             # Not all of them at once, though they may have been opened so.
             stream.refresh_at = now + REFRESH * random.uniform(0.5, 1.0)
+            if fresh:
+                continue
             for key in (stream.keys.meta, stream.keys.seen):
                 self._link.send(_ignore, stream.keys.meta, "PEXPIRE", key, life(stream.ttl))
 

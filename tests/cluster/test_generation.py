@@ -198,8 +198,27 @@ async def test_an_empty_store_begins_anew(company: Company) -> None:
     assert [await node.look(company.link) for node in nodes] == [True, True]
     assert nodes[0].value == nodes[1].value != before
     assert nodes[0].commits == 0
-    await company.greet("r1", *nodes)
+    company.store(5, *nodes)
+    company.client.zadd(KEYS.leases, {"one": 1, "two": 1})
+    await company.greet("r1", nodes[0])  # only one of them reconnects
+    assert company.waiting() == set()
+    assert not await nodes[1].look(company.link)
     assert [node.changes for node in nodes] == [1, 1]
+
+
+async def test_a_generation_that_a_publish_began_is_like_any_other(company: Company) -> None:
+    nodes = [company.node("one"), company.node("two")]
+    await company.greet("r1", *nodes)
+    company.client.delete(KEYS.store)
+    company.client.hset(KEYS.store, mapping={"generation": "new", "commits": 1})
+    assert [await node.look(company.link) for node in nodes] == [True, True]
+    company.store(5, *nodes)
+    await company.greet("r1", nodes[0])
+    assert company.waiting() == set()
+    assert not await nodes[1].look(company.link)
+    assert [node.value for node in nodes] == ["new", "new"]
+    company.lose(3)
+    assert await nodes[1].look(company.link)
 
 
 async def test_a_count_that_has_fallen_is_a_loss_without_another_run(company: Company) -> None:

@@ -1,16 +1,18 @@
 -- Whose store this is, and whether it still is what the nodes know it to be (see generation.py).
 --
 -- KEYS  store, leases, nodes
--- ARGV  1 run id of the Redis that was just connected to, '' to look only  2 this node
+-- ARGV  1 run id of the Redis that this node is connected to  2 this node
 --       3 generation, 4 commits, 5 mark of the run, as this node knows them; '' for none
 --       6 token for whatever must be made  7 '1' if this Redis cannot have lost anything
 --       8 '1' if this node has seen that the store is behind  9 how long witnesses may take (ms)
+--       10 '1' if it has just connected: only then is the run id sure to be of this very Redis
 -- Answer: generation, commits, mark, how many witnesses have not come yet, why there is a new generation or ''
 local store, node = KEYS[1], ARGV[2]
 local held = redis.call('HMGET', store, 'generation', 'commits', 'run', 'mark', 'run_commits', 'run_since', 'witnesses')
 local generation, commits = held[1], tonumber(held[2]) or 0
 local run, mark, run_commits = held[3], held[4] or '', tonumber(held[5]) or 0
 local since, waiting = tonumber(held[6]) or 0, held[7] or ''
+local greeting = ARGV[10] == '1'
 local token, why = ARGV[6], ''
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -40,17 +42,18 @@ end
 
 if not generation then
   why = 'empty'
+elseif not run then
+  -- A publish has begun this generation, in a store that was emptied a moment ago.
+  run, mark, run_commits, since = ARGV[1], token, commits, now
 else
-  if ARGV[1] ~= '' then
-    if run ~= ARGV[1] then
-      if waiting ~= '' then
-        why = 'hurried' -- nobody can tell any more which run a late witness would speak of
-      end
-      run, mark, run_commits, since = ARGV[1], token, commits, now
-      waiting = ARGV[7] == '1' and '' or table.concat(witnesses(), ' ')
-    else
-      waiting = table.concat(without(waiting, node), ' ')
+  if greeting and run ~= ARGV[1] then
+    if waiting ~= '' then
+      why = 'hurried' -- nobody can tell any more which run a late witness would speak of
     end
+    run, mark, run_commits, since = ARGV[1], token, commits, now
+    waiting = ARGV[7] == '1' and '' or table.concat(witnesses(), ' ')
+  elseif greeting then
+    waiting = table.concat(without(waiting, node), ' ')
   end
   if ARGV[3] == generation then
     -- Who has been here since this run began knows what it has stored itself.
@@ -65,12 +68,9 @@ else
 end
 if why ~= '' then
   generation, waiting = token, ''
-  mark, run_commits, since = token, commits, now
-  if ARGV[1] ~= '' then
-    run = ARGV[1]
-  end
+  run, mark, run_commits, since = ARGV[1], token, commits, now
 end
-redis.call('HSET', store, 'generation', generation, 'commits', string.format('%.0f', commits), 'run', run or '',
+redis.call('HSET', store, 'generation', generation, 'commits', string.format('%.0f', commits), 'run', run,
   'mark', mark, 'run_commits', string.format('%.0f', run_commits), 'run_since', string.format('%.0f', since),
   'witnesses', waiting)
 return {generation, commits, mark, #without(waiting, ''), why}

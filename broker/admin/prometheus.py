@@ -20,7 +20,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
-from broker.admin.statistics import Statistics
+from broker.admin.statistics import Statistics, flat
 from broker.metrics import Histogram
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
@@ -29,6 +29,13 @@ CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 HUB: Final = {
     "published": ("published_events", "Events published on this node"),
     "received": ("received_events", "Ephemeral events that came from other nodes and from backends"),
+    "routed": ("routed_events", "Copies of events made by the rules of the configuration"),
+    "route_missing": ("route_missing", "Copies not made because the event lacks what names their room"),
+    "route_misfits": (
+        "route_misfits",
+        "Copies not made because of their size, or of what would name their room",
+    ),
+    "route_refused": ("route_refused", "Events not published because they ask for too many copies"),
     "deliveries": ("deliveries", "Events handed to sockets, counted for each receiver"),
     "frames": ("frames_sent", "Frames handed to sockets"),
     "batches": ("batches", "Batches encoded and sent"),
@@ -49,10 +56,16 @@ TOKENS: Final = {
 }
 ENGINE_GAUGES: Final = frozenset(
     {"rooms_open", "ring_events", "waiting", "largest_batch", "failing", "keys", "reading", "rooms"}
+    | {"witnesses"}
 )
 """Numbers of an engine that can fall; every other only grows."""
-PEERS_GAUGES: Final = frozenset({"nodes", "mates", "rooms", "up", "asking", "serving", "waiting"})
+PEERS_GAUGES: Final = frozenset({"nodes", "settled", "attached", "mates", "member_rooms", "relay_waiting"})
 """The same of what is counted about other nodes."""
+CLUSTER_GAUGES: Final = frozenset(
+    {"link_up", "link_shards", "link_channels", "link_pending", "interest_rooms", "interest_released"}
+    | {"lifecycle_waiting", "reader_reading", "reader_waiting", "reader_working", "reader_blocked_rooms"}
+)
+"""The same of the parts that only a node of a cluster has."""
 LOAD: Final = {
     "load": ("load", "How busy the node is, from 0 to 1: the largest of the parts"),
     "connections": ("load_connections", "Open connections, of those that are accepted"),
@@ -82,6 +95,7 @@ class BrokerCollector(Collector):
         yield from self._wire()
         yield from _numbered("engine", "Engine", found.engine, ENGINE_GAUGES)
         yield from _numbered("peers", "Other nodes", found.peers, PEERS_GAUGES)
+        yield from _numbered("cluster", "Cluster", dict(flat(found.cluster)), CLUSTER_GAUGES)
         yield counter("moved_sessions", "Sessions asked to move to other nodes", found.mover["moved"])
         yield gauge("moving_sessions", "Sessions that will be asked to move", found.mover["waiting"])
         yield from _counters(TOKENS, found.tokens)

@@ -138,9 +138,8 @@ class Reader:
             backlog.restart()
         if backlog.idle:
             backlog.restart()  # ids may have begun anew: the store was emptied, or a clock went back
-        free = backlog.free
         held = self._lease.held
-        more = await self._read_entries(min(free, READ_ENTRIES)) if free > 0 else await self._keep_lease()
+        more = await (self._read_entries() if backlog.free >= READ_ENTRIES else self._keep_lease())
         if self._lease.held != held:
             log.info(
                 "reading what backends publish" if not held else "another node reads now", stream=self._stream
@@ -150,17 +149,16 @@ class Reader:
             await trio.sleep(self._rest)
             return
         self._remove()
-        if more and backlog.free > 0:
+        if backlog.free < READ_ENTRIES:
+            await self._wait_for_room()
+        elif more:
             await trio.lowlevel.checkpoint()
-            return
-        if not more and backlog.idle:
-            self._attempts = 0
-        if backlog.free > 0:
-            await self._wait_for_entries()
         else:
-            await self._wait_for_progress()
+            if backlog.idle:
+                self._attempts = 0
+            await self._wait_for_entries()
 
-    async def _read_entries(self, count: int) -> bool:
+    async def _read_entries(self) -> bool:
         """Read on, under the lease; whether more follows."""
         backlog = self._backlog
         asked_at = trio.current_time()
@@ -170,7 +168,7 @@ class Reader:
             self._lease.who,
             self._lease.duration_ms,
             backlog.cursor,
-            count,
+            READ_ENTRIES,
             READ_BYTES,
             ENTRY_BYTES,
         )
@@ -226,10 +224,11 @@ class Reader:
             self._stream, "XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", self._stream, self._backlog.cursor
         )
 
-    async def _wait_for_progress(self) -> None:
-        """Until an entry is removed, or it is time to try again or to keep the lease."""
+    async def _wait_for_room(self) -> None:
+        """Until a whole read fits again, or it is time to try again or to keep the lease."""
         with trio.move_on_after(self._until_retry(self._rest)):
-            await self._progress.wait()
+            while self._backlog.free < READ_ENTRIES:
+                await self._progress.wait()
 
     # -- entries on their way -------------------------------------------------------
 

@@ -151,15 +151,22 @@ class Sweeper:
                 self.hurry()
             return _positions(flat, suffix)
         tops: list[Position | None] = [None] * len(streams)
+        failures: list[LinkError] = []
 
         async def one(number: int) -> None:
-            _, _, *flat = await ask(self._link, TOPS, (streams[number].keys.meta,), "")
-            [tops[number]] = _positions(flat, "")
+            try:
+                _, _, *flat = await ask(self._link, TOPS, (streams[number].keys.meta,), "")
+            except LinkError as error:
+                failures.append(error)
+            else:
+                [tops[number]] = _positions(flat, "")
 
         # Each key may be on another shard.
-        async with trio.open_nursery(strict_exception_groups=False) as nursery:
+        async with trio.open_nursery() as nursery:
             for number in range(len(streams)):
                 nursery.start_soon(one, number)
+        if failures:
+            raise failures[0]
         return tops
 
     async def lost(self, stream: Stream, epoch: str) -> None:

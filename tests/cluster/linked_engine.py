@@ -29,6 +29,14 @@ from tests.redis_server import RedisServer
 _numbers = itertools.count(1)
 
 
+class ShardLink(RedisLink):
+    """A link that calls itself one to a Redis Cluster. What is published in shards it does not hear."""
+
+    @property
+    def clustered(self) -> bool:
+        return True
+
+
 class LinkedEngine(RedisEngine):
     """What the composition of a node does for its engine, and no more."""
 
@@ -42,6 +50,7 @@ class LinkedEngine(RedisEngine):
         sweep_interval: float = 5.0,
         replicas: int = 0,
         patience: float = 60.0,
+        link: type[RedisLink] = RedisLink,
         url: str | None = None,
         **settings: Any,
     ) -> None:
@@ -52,7 +61,7 @@ class LinkedEngine(RedisEngine):
         """Which messages reach the engine: a test makes it deaf."""
         self.generation = Generation(self.keys, lambda: self.name, Tokens(), patience=patience)
         self.ups = 0
-        self.link = RedisLink(
+        self.link = link(
             Redis(url=url or server.url, **settings),
             scripts=SCRIPTS,
             own_channel=self.keys.node(self.name),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import trio
 
@@ -10,7 +12,7 @@ from broker.engine.base import HistoryQuery, Retention, Seen
 from broker.errors import BrokerError
 from broker.protocol.events import Position, SessionId, make_event
 from tests.cluster.linked import until
-from tests.cluster.linked_engine import RedisHarness, redis_of, together
+from tests.cluster.linked_engine import RedisHarness, ShardLink, redis_of, together
 from tests.engine.contract import ALL, KEEP, START, EngineContract, Reply
 from tests.redis_server import RedisServer
 
@@ -391,3 +393,49 @@ async def test_one_room_that_lost_its_tail_is_enough(harness: RedisHarness) -> N
         [(_, top)] = rig.moves
         assert (top.offset, top.epoch != before.epoch) == (4, True)
         assert rig.count("tails_lost") >= 1
+
+
+# A Redis Cluster, as far as the engine knows one: nothing is shared between rooms
+
+
+async def test_in_a_redis_cluster_each_room_has_its_own_epoch(redis_at: RedisServer) -> None:
+    harness = RedisHarness(redis_at, link=ShardLink, sweep_interval=0.05)
+    async with together(harness) as [one, two]:
+        for room in ("deal:1", "deal:2"):
+            await two.engine.open(room, KEEP)
+        positions = [await one.publish(f"deal:{number}", key="k").position() for number in (1, 2)]
+        assert positions[0].epoch != positions[1].epoch
+        assert await two.publish("deal:1", key="k").position() == positions[0]
+        assert await two.publish("deal:1").position() == Position(positions[0].epoch, 2)
+        assert two.offsets("deal:1") == [1, 2]
+        await two.caught_up("deal:2", 1)
+        page = await two.history("deal:1", HistoryQuery(9, since=Position(positions[0].epoch, 1)))
+        assert (page.recovered, len(page.events)) == (True, 1)
+        with redis_of(one) as client:
+            assert client.exists(one.engine.keys.store) == 0
+            with client.pubsub(ignore_subscribe_messages=True) as listener:
+                listener.ssubscribe(one.engine.keys.live("deal:1"))
+                await one.publish("deal:1").position()
+                messages: list[Any] = []
+
+                def heard() -> bool:
+                    messages.append(listener.get_sharded_message())
+                    return messages[-1] is not None
+
+                await until(heard)
+        assert messages[-1]["data"].startswith(b"d %b 3 - 0 " % positions[0].epoch.encode())
+
+
+async def test_in_a_redis_cluster_a_room_that_lost_its_tail_is_renewed(redis_at: RedisServer) -> None:
+    harness = RedisHarness(redis_at, link=ShardLink, sweep_interval=0.05)
+    async with together(harness, 1) as [rig]:
+        for room in ("deal:1", "deal:2"):
+            await rig.engine.open(room, KEEP)
+        before = await rig.fill("deal:1", 5)
+        other = await rig.fill("deal:2", 5)
+        with redis_of(rig) as client:
+            client.hset(rig.engine.keys.meta("deal:1"), "offset", 4)
+        await until(lambda: rig.moves)
+        [(room, top)] = rig.moves
+        assert (room, top.offset, top.epoch != before.epoch) == ("deal:1", 4, True)
+        assert rig.engine.position("deal:2") == other

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import redis
+from redis.crc import key_slot
 
 from broker.cluster import reader as reader_module
 from broker.cluster.reader import REMEMBERED, REMEMBERED_AFTER
@@ -367,6 +368,10 @@ async def test_what_waits_behind_an_entry_is_left_to_the_next_reader(
         shelf.holding = False
         await until(lambda: not left(client))
     assert shelf.data("deal:1") == [0, 1, 2, 3, 4]
+
+
+def test_what_a_script_touches_is_on_one_server_of_a_redis_cluster() -> None:
+    assert key_slot(LEASE.encode()) == key_slot(KEYS.publish.encode())
 
 
 # -- Redis itself ---------------------------------------------------------------------

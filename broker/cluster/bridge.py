@@ -103,7 +103,7 @@ class RedisLink:
         self._decided = trio.Event()
         """Set when the link has been up once, or was refused."""
         self._refusal: Refused | None = None
-        self._loop: EventLoop | None = None
+        self.loop: EventLoop | None = None
 
     # -- state ------------------------------------------------------------------------
 
@@ -249,7 +249,7 @@ class RedisLink:
         while True:
             try:
                 async with open_loop() as loop:
-                    self._loop = loop
+                    self.loop = loop
                     backoff.succeeded()
                     await self._live()
             except* Exception:
@@ -257,7 +257,7 @@ class RedisLink:
                 log.exception("redis bridge failed")
                 self._counts.restarts += 1
             finally:
-                self._loop = None
+                self.loop = None
             await backoff.pause()
 
     async def _live(self) -> None:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import Any, Final
+from typing import Any
 
 import trio
 from redis.asyncio import connection as opener
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
 from broker.cluster.bridge_asyncio import run_in_asyncio
 from broker.cluster.bridge_connection import Connection
 from broker.cluster.link import LinkDown, LinkError
 from broker.cluster.target import Address, Target
-
-REFUSALS: Final = frozenset({"WRONGPASS", "NOAUTH", "NOPERM"})
-"""Codes of errors that waiting does not mend."""
 
 
 class Refused(LinkDown):
@@ -97,8 +94,12 @@ class Dialer:
             raise Refused(
                 f"Redis does not accept user and password: {error}", "correct them, or the user in Redis"
             ) from error
+        except NoPermissionError as error:
+            raise refusal(LinkDown(f"NOPERM {error}")) from error
         except ResponseError as error:
-            raise refusal(LinkDown(str(error))) from error
+            if "DB index" in str(error):
+                raise Refused(f"Redis says: {error}", "give a database that it has") from error
+            raise LinkDown(str(error)) from error
         except (RedisError, OSError) as error:
             if _is_untrusted(error):
                 raise Refused(

@@ -36,6 +36,8 @@ class Faults:
     replies: Direction = field(default_factory=Direction)
     refuse: bool = False
     """New connections are closed at once."""
+    mute: bytes | None = None
+    """A connection whose first requests held this gets no more replies; the others do."""
 
 
 class Proxy:
@@ -78,9 +80,10 @@ class Proxy:
                     with trio.CancelScope() as scope:
                         self._scopes.add(scope)
                         try:
+                            said = bytearray()
                             async with trio.open_nursery() as nursery:
-                                nursery.start_soon(self._pass_on, client, server, "requests", scope)
-                                nursery.start_soon(self._pass_on, server, client, "replies", scope)
+                                nursery.start_soon(self._pass_on, client, server, "requests", scope, said)
+                                nursery.start_soon(self._pass_on, server, client, "replies", scope, said)
                         finally:
                             self._scopes.discard(scope)
         except OSError:
@@ -93,7 +96,12 @@ class Proxy:
             await trio.sleep(0.005)
 
     async def _pass_on(
-        self, source: trio.SocketStream, sink: trio.SocketStream, name: str, scope: trio.CancelScope
+        self,
+        source: trio.SocketStream,
+        sink: trio.SocketStream,
+        name: str,
+        scope: trio.CancelScope,
+        said: bytearray,
     ) -> None:
         left = getattr(self.faults, name).cut_after
         try:
@@ -106,7 +114,10 @@ class Proxy:
                     await trio.sleep(direction.delay)
                 if left is not None:
                     data, left = data[:left], left - len(data)
-                if data and not direction.lost:
+                if name == "requests" and len(said) < 4096:
+                    said += data
+                muted = name == "replies" and self.faults.mute is not None and self.faults.mute in said
+                if data and not direction.lost and not muted:
                     await sink.send_all(data)
                 if not data or (left is not None and left <= 0):
                     break

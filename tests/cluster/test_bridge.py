@@ -7,7 +7,7 @@ import trio
 
 from broker.cluster.bridge_lane import LIMIT
 from broker.cluster.link import Link, LinkDown, LinkError
-from tests.cluster.linked import APPEND, ECHO, OWN, build, linked, until
+from tests.cluster.linked import APPEND, ECHO, OWN, build, linked, order, until
 from tests.redis_server import RedisServer, redis_server
 
 
@@ -187,7 +187,7 @@ async def test_ten_thousand_channels_are_subscribed_in_batches(redis_at: RedisSe
         with redis_at.client() as client:
             calls = client.info("commandstats")["cmdstat_subscribe"]["calls"]
             assert calls <= 20
-            client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+            order(client, "CLIENT", "KILL", "TYPE", "pubsub")
         await until(lambda: here.ups == 2)
         assert all(map(here.link.hears, channels))
 

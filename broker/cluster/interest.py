@@ -11,13 +11,12 @@ that somebody who reloads a page costs Redis nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Final, Literal, NamedTuple
+from collections.abc import Collection, Iterable
+from typing import Final, Literal, NamedTuple, Protocol
 
 import trio
 
 from broker.cluster.keys import Keys
-from broker.cluster.link import Link
 
 RELEASE_AFTER: Final = 1.0
 """How long a room is still listened to when nobody wants it any more (s)."""
@@ -32,10 +31,26 @@ class Place(NamedTuple):
     room: str
 
 
+class Subscriptions(Protocol):
+    """As much of a :class:`~broker.cluster.link.Link` as is needed here."""
+
+    def subscribe(self, channels: Iterable[str], *, sharded: bool) -> None:
+        """Hear of them."""
+
+    def unsubscribe(self, channels: Iterable[str]) -> None:
+        """Hear of them no more."""
+
+    def hears(self, channel: str) -> bool:
+        """Whether it is heard now."""
+
+    async def heard(self, channel: str) -> bool:
+        """Wait until it is, or until the link goes down."""
+
+
 class Interest:
     """Keeps the link subscribed to the channels of wanted rooms. :meth:`run` lets go of the others."""
 
-    def __init__(self, link: Link, keys: Keys) -> None:
+    def __init__(self, link: Subscriptions, keys: Keys) -> None:
         self._link = link
         self._keys = keys
         self._holders: dict[str, set[str]] = {}

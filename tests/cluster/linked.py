@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from hashlib import sha1
 from typing import Any, cast
@@ -125,3 +125,48 @@ async def linked(url: str, **settings: Any) -> AsyncIterator[Recorder]:
         finally:
             nursery.cancel_scope.cancel()
     await until(lambda: descriptors() <= before)
+
+
+class RememberingLink:
+    """The subscriptions of a link that is not there: what is wanted, and what a test confirmed."""
+
+    def __init__(self) -> None:
+        self.up = True
+        self.clustered = False
+        self.wanted: dict[str, bool] = {}
+        self.commands = 0
+        self._heard: set[str] = set()
+        self._change = trio.Event()
+
+    def subscribe(self, channels: Iterable[str], *, sharded: bool) -> None:
+        self.commands += 1
+        for channel in channels:
+            assert channel not in self.wanted
+            self.wanted[channel] = sharded
+
+    def unsubscribe(self, channels: Iterable[str]) -> None:
+        self.commands += 1
+        for channel in channels:
+            del self.wanted[channel]
+
+    def hears(self, channel: str) -> bool:
+        return channel in self._heard
+
+    async def heard(self, channel: str) -> bool:
+        while self.up and not self.hears(channel):
+            await self._change.wait()
+        return self.up
+
+    def confirm(self, channel: str) -> None:
+        assert channel in self.wanted
+        self._heard.add(channel)
+        self._tell()
+
+    def fall(self) -> None:
+        self.up = False
+        self._heard.clear()
+        self._tell()
+
+    def _tell(self) -> None:
+        change, self._change = self._change, trio.Event()
+        change.set()

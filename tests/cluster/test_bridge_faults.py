@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -203,17 +204,14 @@ async def test_a_reply_cut_at_any_byte_is_never_a_wrong_reply() -> None:
                 proxy.faults.replies.cut_after = cut
                 proxy.drop()
                 await until(lambda: not here.link.up or proxy.open == 0)
-                replies: list[Any] = []
+                replies: dict[int, Any] = {}
                 for _ in range(20):
                     sent += 1
-                    here.link.send_script(
-                        lambda reply, number=sent, replies=replies: replies.append((number, reply)),
-                        ECHO,
-                        ["k"],
-                        f"{sent:030d}",
-                    )
+                    here.link.send_script(partial(replies.__setitem__, sent), ECHO, ["k"], f"{sent:030d}")
                 await until(lambda: len(replies) == 20)  # noqa: B023
-                assert all(isinstance(reply, LinkDown) or int(reply) == number for number, reply in replies)
+                assert all(
+                    isinstance(reply, LinkDown) or int(reply) == number for number, reply in replies.items()
+                )
             proxy.heal()
             proxy.drop()
             await works(here)

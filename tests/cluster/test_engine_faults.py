@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 import redis
 import trio
 
-from broker.engine.base import HistoryQuery
+from broker.engine.base import HistoryQuery, Seen
 from broker.errors import BrokerError, ErrorCode
 from broker.protocol.events import Position
 from tests.cluster.linked import until
-from tests.cluster.linked_engine import ClusterRig, RedisHarness, refusal, together
-from tests.engine.contract import ALL, KEEP
+from tests.cluster.linked_engine import ClusterRig, RedisHarness, redis_of, refusal, together
+from tests.engine.contract import ALL, KEEP, Reply
 from tests.redis_server import RedisServer, redis_server
 
 ALWAYS: dict[str, Any] = {"appendonly": "yes", "appendfsync": "always"}
@@ -251,3 +252,87 @@ async def test_an_event_counts_when_replicas_have_it() -> None:
                 await refusal(one.publish("deal:1", key="k"))
             finally:
                 other.thaw()
+
+
+async def test_a_node_that_starts_without_redis_serves_when_it_comes() -> None:
+    with redis_server() as server:
+        server.kill()
+        async with together(RedisHarness(server, connect_timeout=0.1), 1) as [rig]:
+            await refusal(rig.publish("deal:1"))
+            with pytest.raises(BrokerError):
+                await rig.engine.open("deal:1", KEEP)
+            assert rig.count("failing") == 1
+            server.start()
+            await back(rig, ups=1)
+            assert (await rig.engine.open("deal:1", KEEP)).offset == 0
+            assert (await rig.publish("deal:1").position()).offset == 1
+
+
+async def test_an_acknowledged_position_outlives_an_outage() -> None:
+    with redis_server(**ALWAYS) as server:
+        async with together(RedisHarness(server), 1) as [rig]:
+            await rig.fill("deal:1", 3)
+            server.kill()
+            await until(lambda: not rig.engine.link.up)
+            rig.engine.acknowledge("deal:1", "ann", 2, 5.0)
+            await until(lambda: rig.count("failed_acknowledgements"))
+            server.start()
+            await until(lambda: rig.count("acknowledgements"))
+        async with together(RedisHarness(server, prefix=rig.engine.keys.prefix), 1) as [again]:
+            assert await again.engine.acknowledgements("deal:1") == [Seen("ann", 2, 5.0)]
+
+
+def newest(rig: ClusterRig, room: str) -> int:
+    """The newest offset of the room in the store."""
+    with redis_of(rig) as client:
+        offset: Any = client.hget(rig.engine.keys.meta(room), "offset")
+    return int(offset or 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_is_lost_on_the_way_everything_arrives_once_and_in_order(seed: int) -> None:
+    """Three nodes publish, open and close rooms, while messages vanish and connections are cut."""
+    rooms = [f"deal:{number}" for number in range(4)]
+    dice = random.Random(seed)
+    with redis_server() as server, server.client() as client:
+        async with together(RedisHarness(server), 3, sweep_interval=0.1) as rigs:
+            for rig in rigs:
+                rig.engine.hears = lambda _room, _head: dice.random() > 0.2
+            tops: dict[tuple[int, str], int] = {}
+            starts: dict[tuple[int, str], int] = {}
+            replies: list[tuple[str, Reply]] = []
+            for _ in range(150):
+                number, room = dice.randrange(3), dice.choice(rooms)
+                rig, here = rigs[number], (number, room)
+                match dice.choices(["publish", "open", "close", "cut"], [20, 4, 1, 0.4])[0]:
+                    case "publish":
+                        replies += [
+                            (room, rig.publish(room, key=str(dice.randrange(50))))
+                            for _ in range(dice.randrange(4))
+                        ]
+                    case "open" if here not in tops:
+                        try:
+                            top = await rig.engine.open(room, KEEP)
+                        except BrokerError:
+                            continue  # its connection was cut
+                        tops[here] = top.offset
+                        starts[here] = len(rig.delivered)
+                    case "close" if here in tops:
+                        rig.engine.close(room)
+                        del tops[here]
+                    case "cut":
+                        client.execute_command("CLIENT", "KILL", "TYPE", dice.choice(["normal", "pubsub"]))
+                await trio.sleep(dice.choice([0, 0, 0.001]))
+            for _, reply in replies:
+                await reply.answer()
+            ends = {room: newest(rigs[0], room) for room in rooms}
+            for (number, room), start in tops.items():
+                rig = rigs[number]
+                await rig.caught_up(room, ends[room])
+                offsets = [
+                    event.offset
+                    for event in rig.delivered[starts[number, room] :]
+                    if event.room == room and event.offset > start
+                ]
+                assert offsets == list(range(start + 1, ends[room] + 1))
+                assert rig.moves == []

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from broker.auth.keys import DEVELOPMENT_SECRET, KeyRing
+from broker.cluster.target import parse as parse_redis_url
 from broker.config import Config
 from broker.errors import ConfigurationError
 from broker.protocol.origin import OriginPolicy
@@ -44,6 +45,7 @@ def contradictions(config: Config) -> Iterator[Contradiction]:
     yield from _proxies(config)
     yield from _keys(config)
     yield from _admin(config)
+    yield from _redis(config)
     yield from _rooms(config)
     yield from _routes(config)
 
@@ -219,6 +221,14 @@ def _admin(config: Config) -> Iterator[Contradiction]:
             f"{quote(admin.host)} can be reached from elsewhere, and there is no token",
             'give admin.token, or write "127.0.0.1"',
         )
+
+
+def _redis(config: Config) -> Iterator[Contradiction]:
+    if config.redis.url is not None:
+        try:
+            parse_redis_url(config.redis.url)
+        except ConfigurationError as error:
+            yield Contradiction((("redis", "url"),), error.problem, error.mend)
 
 
 def _rooms(config: Config) -> Iterator[Contradiction]:

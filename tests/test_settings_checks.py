@@ -255,6 +255,13 @@ def test_several_workers_need_a_redis() -> None:
     assert problems(Config(auth=OPEN, server=Server(workers=4), redis=shared)) == []
 
 
+def test_a_redis_url_is_read_as_the_link_will_read_it() -> None:
+    (line,) = problems(Config(auth=OPEN, redis=Redis(url="redis+sentinel://:secret@10.0.0.1")))
+    assert line.startswith("redis.url: the name of the service is missing; write it after the hosts")
+    assert "secret" not in line
+    assert problems(Config(auth=OPEN, redis=Redis(url="redis+sentinel://:secret@10.0.0.1/main"))) == []
+
+
 def test_every_mistake_of_every_rule_is_told() -> None:
     good = Route(source=("deal:*",), to=("activity",))
     bad = Route(source=("deal:\x07*",), to=("activity", "deal:{id}"), event=("a*b",), filter={"like": 1})

@@ -31,6 +31,10 @@ READ_BYTES: Final = 256 * 1024
 # One for all connections: a read is fed to its hiredis reader before anything else can run.
 _buffer = bytearray(READ_BYTES)
 
+# asyncio's TLS reads into slices of what it is given: those of a bytearray are copies, and what is read
+# into them is lost (CPython 3.11).
+_view = memoryview(_buffer)
+
 
 class Connection(asyncio.BufferedProtocol):
     """A connection in use. Subclasses take replies in ``_received`` and clean up in ``_lost``."""
@@ -97,8 +101,8 @@ class Connection(asyncio.BufferedProtocol):
 
     # -- what asyncio calls ---------------------------------------------------------
 
-    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: D102 - asyncio's interface
-        return _buffer
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: D102 - asyncio's interface
+        return _view
 
     def buffer_updated(self, nbytes: int) -> None:  # noqa: D102
         if self._writer is None:

@@ -143,9 +143,9 @@ class Delivery:
     def _hear(self, stream: Stream, head: Head, now: float) -> None:
         """One message."""
         try:
-            epoch, number, exclude, commits, origin = head.words
+            epoch, number, exclude, commits, mark, origin = head.words
             offset = int(number)
-            if not self._generation.saw(epoch, int(commits)):
+            if not self._generation.heard(epoch, int(commits), mark):
                 self._strange()
         except ValueError as error:
             self._refuse(stream, error)

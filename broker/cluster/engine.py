@@ -16,7 +16,8 @@ after all, it is delivered like any other.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 import trio
@@ -97,7 +98,8 @@ class RedisEngine:
     the link is up again (:meth:`reconnected`). ``ring_events``: newest events of
     an open room kept in memory. ``sweep_interval``: seconds between two
     comparisons with the store. ``replicas``: how many must have an event before
-    it counts. ``clock``: Unix time in seconds.
+    it counts. ``key_windows``: by publisher, how long keys count (s) where that
+    is not ``KEY_WINDOW``. ``clock``: Unix time in seconds.
     """
 
     def __init__(
@@ -110,9 +112,11 @@ class RedisEngine:
         ring_events: int,
         sweep_interval: float,
         replicas: int = 0,
+        key_windows: Mapping[str, float] = MappingProxyType({}),
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._link = link
+        self._key_windows = key_windows
         self._keys = keys
         self._interest = interest
         self._generation = generation
@@ -251,13 +255,8 @@ class RedisEngine:
 
     # Publishing
 
-    def publish(
-        self, event: Event, retention: Retention, done: Done, *, key_window: float = KEY_WINDOW
-    ) -> None:
-        """Store, deliver, then ``done``; see :meth:`broker.engine.base.Engine.publish`.
-
-        ``key_window``: how long the event's key counts (s).
-        """
+    def publish(self, event: Event, retention: Retention, done: Done) -> None:
+        """Store, deliver, then ``done``; see :meth:`broker.engine.base.Engine.publish`."""
         if not self._running or self._in_flight >= WAITING_EVENTS:
             self._refused += 1
             reason = "too many events wait for Redis" if self._running else STOPPED
@@ -271,7 +270,7 @@ class RedisEngine:
         window: str | float = ""
         if event.key is not None:
             names.append(self._keys.once(event.room, event.publisher, event.key))
-            window = key_window
+            window = self._key_windows.get(event.publisher, KEY_WINDOW)
         publish = _Publish(event, done, self._generation.commits)
         self._in_flight += 1
         self._link.send_script(

@@ -10,7 +10,7 @@ cannot be vouched for; streams and offsets stay as they are.
 
 How is a loss found? The hash also counts ``commits``, one for each event stored
 in any room, and every answer and message carries the number. Each node remembers
-the highest that it has seen. A Redis process is known by its run id. The first
+the highest that it has seen of the run that it knows. A Redis process is known by its run id. The first
 node to meet a new one writes down what it had counted until then
 (``run_commits``), and lists as *witnesses* all nodes that lived at that moment.
 A node that comes and has seen more than this proves a loss. A witness that comes
@@ -84,9 +84,16 @@ class Generation:
         self.looks = 0
 
     def saw(self, epoch: str, commits: int) -> bool:
-        """Note what an answer or message carried; false if it is of another generation than ours."""
+        """Note what an answer carried; false if it is of another generation than ours."""
+        return self.heard(epoch, commits, self._mark)
+
+    def heard(self, epoch: str, commits: int, mark: str) -> bool:
+        """The same of a message, which may come from a run of Redis that this node has yet to greet.
+
+        Then it does not count: what that run has stored does not prove that it lost anything.
+        """
         if epoch.endswith(self._suffix):
-            if commits > self.commits:  # noqa: PLR1730 - max() takes three times as long
+            if commits > self.commits and mark == self._mark:
                 self.commits = commits
             return True
         return False

@@ -9,7 +9,7 @@ meet during a deploy.
 letter  words                                  body
 ======  =====================================  =======================================
 ``d``   epoch, offset, session or ``-``,       one stored event, without its offset
-        commits, origin
+        commits, mark, origin
 ``e``   node id                                ephemeral events, one a line
 ``p``   node id, version                       changes of its members of the room (JSON)
 ``a``   node id, number                        a question to a node, or to all (JSON)
@@ -18,7 +18,8 @@ letter  words                                  body
 ======  =====================================  =======================================
 
 The session of ``d`` asked for ``echo: false``; ``commits`` counts what the store
-has stored, and ``origin`` is whoever published it. ``d``, ``e`` and ``p`` come on a
+has stored, ``mark`` names the run of Redis that did (see ``generation``), and
+``origin`` is whoever published it. ``d``, ``e`` and ``p`` come on a
 room's live channel, the others on a node's or on everybody's.
 """
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 
 import redis
@@ -49,6 +50,7 @@ class LinkedEngine(RedisEngine):
         ring_events: int = 4,
         sweep_interval: float = 5.0,
         replicas: int = 0,
+        key_windows: Mapping[str, float] = MappingProxyType({}),
         patience: float = 60.0,
         link: type[RedisLink] = RedisLink,
         url: str | None = None,
@@ -79,6 +81,7 @@ class LinkedEngine(RedisEngine):
             ring_events=ring_events,
             sweep_interval=sweep_interval,
             replicas=replicas,
+            key_windows=key_windows,
             clock=clock,
         )
 

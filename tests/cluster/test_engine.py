@@ -13,7 +13,7 @@ from broker.errors import BrokerError
 from broker.protocol.events import Position, SessionId, make_event
 from tests.cluster.linked import until
 from tests.cluster.linked_engine import RedisHarness, ShardLink, redis_of, together
-from tests.engine.contract import ALL, KEEP, START, EngineContract, Reply
+from tests.engine.contract import ALL, KEEP, START, EngineContract
 from tests.redis_server import RedisServer
 
 
@@ -92,14 +92,16 @@ async def test_a_key_is_stored_once_whichever_node_it_comes_to(harness: RedisHar
         assert one.count("duplicates") + two.count("duplicates") == 9
 
 
-async def test_a_key_counts_for_as_long_as_is_said(harness: RedisHarness) -> None:
-    async with together(harness, 1) as [rig]:
+async def test_a_key_counts_for_as_long_as_its_publisher_wants(redis_at: RedisServer) -> None:
+    async with together(RedisHarness(redis_at, key_windows={"backend": 86_400.0}), 1) as [rig]:
         for expected, passed in ((1, 0), (1, 80_000), (2, 10_000)):
             rig.clock.now += passed
-            reply = Reply()
-            event = make_event("deal:1", "said", None, rig.clock.now, key="k", publisher="backend")
-            rig.engine.publish(event, KEEP, reply, key_window=86_400.0)
-            assert (await reply.position()).offset == expected
+            assert (await rig.publish("deal:1", key="k", publisher="backend").position()).offset == expected
+        rig.clock.now += 1000
+        assert (await rig.publish("deal:1", key="k", publisher="backend").position()).offset == 2
+        for expected in (3, 4):
+            assert (await rig.publish("deal:1", key="k", publisher="ann").position()).offset == expected
+            rig.clock.now += 1000
 
 
 async def test_a_client_that_knows_more_than_this_node_is_not_told_that_it_lost_anything(
@@ -228,7 +230,7 @@ async def test_a_message_that_cannot_be_read_costs_nothing_else(harness: RedisHa
     async with together(harness) as [one, two]:
         top = await two.engine.open("deal:1", KEEP)
         with redis_of(two) as client:
-            for words in (b"d", b"d a b c d e", f"d {top.epoch} 1 - 1 x".encode()):
+            for words in (b"d", b"d a b c d e f", f"d {top.epoch} 1 - 1 x y".encode()):
                 client.publish(two.engine.keys.live("deal:1"), words + b"\nnot JSON")
         await one.fill("deal:1", 2)
         await two.caught_up("deal:1", 2)

@@ -248,6 +248,23 @@ async def test_what_belongs_to_another_generation_is_not_counted(company: Compan
     assert one.commits == 0
 
 
+async def test_what_a_run_stored_before_it_was_greeted_proves_nothing(company: Company) -> None:
+    """The subscription may be back before the lane, and bring what others publish by then."""
+    one, two = nodes = [company.node("one"), company.node("two")]
+    await company.greet("r1", *nodes)
+    before = one.value
+    company.store(5, one)
+    await company.greet("r2", two)
+    company.store(5, two)
+    mark: Any = company.client.hget(KEYS.store, "mark")
+    assert one.heard(one.epoch("room"), 10, mark.decode())
+    assert one.commits == 5
+    await company.greet("r2", one)
+    assert (one.value, one.commits) == (before, 10)
+    assert one.heard(one.epoch("room"), 12, mark.decode())
+    assert one.commits == 12
+
+
 async def test_in_a_redis_cluster_rooms_have_epochs_of_their_own(redis_at: RedisServer) -> None:
     with redis_at.client() as client:
         link = ClientLink(client, clustered=True)

@@ -58,9 +58,11 @@ redis.call('HSET', meta, 'epoch', epoch, 'offset', place, 'ts', ts)
 redis.call('PEXPIRE', stream, ARGV[5])
 redis.call('PEXPIRE', meta, ARGV[5])
 
-local commits = 0
+local commits, mark = 0, '-'
 if store then
-  local generation = redis.call('HGET', store, 'generation')
+  local held = redis.call('HMGET', store, 'generation', 'mark')
+  local generation = held[1]
+  mark = held[2] or '-'
   if not generation then
     generation = ARGV[6]
     redis.call('HSET', store, 'generation', generation)
@@ -72,6 +74,7 @@ if once then
   -- A minute longer than it counts: whose clock counts is the broker's, not ours.
   redis.call('SET', once, place .. ' ' .. ARGV[8] .. ' ' .. epoch, 'PX', string.format('%.0f', ARGV[9] * 1000 + 60000))
 end
-local head = table.concat({'d', epoch, place, ARGV[3] == '' and '-' or ARGV[3], string.format('%.0f', commits), ARGV[11]}, ' ')
+local head = table.concat(
+  {'d', epoch, place, ARGV[3] == '' and '-' or ARGV[3], string.format('%.0f', commits), mark, ARGV[11]}, ' ')
 redis.call(sharded and 'SPUBLISH' or 'PUBLISH', KEYS[3], head .. '\n' .. ARGV[1])
 return {epoch, offset, commits, 0}

@@ -469,10 +469,10 @@ def test_a_summary_tells_what_is_in_effect_but_no_secret(tmp_path: Path) -> None
     shared = read(
         "[[routes]]\nfrom = 'a:*'\nevent = 'e'\nto = ['b', 'c:{id}']",
         tmp_path,
-        redis__url="redis://u:hush@r:1/0?x=hush",
+        redis__url="rediss://u:hush@r:1/0?ssl_password=hush",
     )
     lines = "\n".join(summary(shared))
-    assert 'store     redis://r:1/0, shared with every node that uses "broker:"' in lines
+    assert 'store     rediss://r:1/0, shared with every node that uses "broker:"' in lines
     assert 'route     events "e" of "a:*" to "b", "c:{id}"' in lines
     assert "changed   redis.url = (hidden)" in lines
     assert "hush" not in lines

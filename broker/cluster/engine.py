@@ -26,24 +26,23 @@ from broker.cluster.delivery import Delivery, Stream
 from broker.cluster.generation import Generation
 from broker.cluster.interest import Interest
 from broker.cluster.keys import Keys
-from broker.cluster.link import Argument, Link, LinkDown, LinkError, Reply
+from broker.cluster.link import Link, LinkDown, LinkError, Reply
+from broker.cluster.openings import HOLDER, STOPPED, Openings, reason
 from broker.cluster.past import Past
 from broker.cluster.repairs import Repairs
 from broker.cluster.replication import Replication
-from broker.cluster.stream_scripts import ACKNOWLEDGE, OPEN, PUBLISH, StreamNames, life
+from broker.cluster.seen_writer import SeenWriter
+from broker.cluster.stream_scripts import PUBLISH, StreamNames, life
 from broker.cluster.sweeper import Sweeper
 from broker.cluster.wire import Head
 from broker.engine.base import Deliver, Done, HistoryPage, HistoryQuery, Moved, Retention, Seen, stays
 from broker.engine.batch import Close, Open, Request, unavailable
 from broker.engine.open_rooms import OpenRooms
-from broker.engine.seen import SeenBuffer, newest
+from broker.engine.seen import newest
 from broker.logs import Throttle, get_logger
 from broker.protocol.events import Event, Position
 
 log = get_logger(__name__)
-
-HOLDER: Final = "engine"
-"""As whom the engine wants rooms to be listened to."""
 
 KEY_WINDOW: Final = 300.0
 """How long an idempotency key is remembered (s)."""
@@ -51,20 +50,8 @@ KEY_WINDOW: Final = 300.0
 WAITING_EVENTS: Final = 32_768
 """Publishes that may wait for Redis; past it they are refused, or a stalled Redis would fill the memory."""
 
-OPEN_WITHIN: Final = 2.0
-"""How long opening a room may take (s)."""
-
 DRAIN: Final = 2.0
 """How long the end waits for answers to what was sent (s)."""
-
-ACKNOWLEDGE_AFTER: Final = 1.0
-"""How long acknowledged positions gather before they are written (s)."""
-
-ACKNOWLEDGED_TTL: Final = 86_400.0
-"""How long positions are kept of a room that was closed before they were written (s)."""
-
-AWAY: Final = "Redis is away"
-STOPPED: Final = "the store is not running"
 
 
 class _Publish:
@@ -77,18 +64,6 @@ class _Publish:
         self.done = done
         self.commits = commits
         """How much the store had stored, as far as was known when this was sent."""
-
-
-class _Opening:
-    """A room that is being opened."""
-
-    __slots__ = ("answered", "done", "failure", "given_up")
-
-    def __init__(self) -> None:
-        self.answered = trio.Event()
-        self.done = False
-        self.failure: LinkError | None = None
-        self.given_up = False
 
 
 class RedisEngine:
@@ -133,6 +108,9 @@ class RedisEngine:
             strange=self._look_again,
             failed=self._fail,
         )
+        self._openings = Openings(
+            link, interest, generation, self._delivery, names=self._names, strange=self._look_again
+        )
         self._sweeper = Sweeper(
             link,
             generation,
@@ -145,9 +123,7 @@ class RedisEngine:
         self._replication: Replication[_Publish] | None = (
             Replication(link, replicas, self._answered) if replicas else None
         )
-        self._seen = SeenBuffer()
-        self._seen_noted = trio.Event()
-        self._seen_leaving = 0
+        self._seen = SeenWriter(link, self._names, self._rooms, self._wake)
         self._answered_some = trio.Event()
         self._throttle = Throttle()
         # Set by run(), used only while _running.
@@ -163,9 +139,6 @@ class RedisEngine:
         self._failed_publishes = 0
         self._ring_hits = 0
         self._ring_misses = 0
-        self._acknowledgements = 0
-        self._failed_acknowledgements = 0
-        self._failed_opens = 0
 
     # Life
 
@@ -205,7 +178,7 @@ class RedisEngine:
             nursery.start_soon(self._flush_answers)
             nursery.start_soon(self._repairs.run)
             nursery.start_soon(self._sweeper.run)
-            nursery.start_soon(self._send_seen_later)
+            nursery.start_soon(self._seen.run)
             if self._replication is not None:
                 nursery.start_soon(self._replication.run)
             self._running = True
@@ -218,15 +191,18 @@ class RedisEngine:
 
     async def _drain(self) -> None:
         """What was sent gets its answer, which may still be a good one."""
-        self._send_seen()
+        self._seen.flush()
         if self._replication is not None:
             self._replication.flush()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + DRAIN):
-            while self._in_flight or self._seen_leaving:
+            while self._in_flight or self._seen.leaving:
                 await self._answered_some.wait()
                 self._answered_some = trio.Event()
                 self._delivery.flush()
         self._delivery.flush()
+
+    def _wake(self) -> None:
+        self._answered_some.set()
 
     def _fail(self, error: Exception) -> None:
         """A bug ends the engine: run() raises it."""
@@ -259,8 +235,8 @@ class RedisEngine:
         """Store, deliver, then ``done``; see :meth:`broker.engine.base.Engine.publish`."""
         if not self._running or self._in_flight >= WAITING_EVENTS:
             self._refused += 1
-            reason = "too many events wait for Redis" if self._running else STOPPED
-            done(unavailable(reason, event.room))
+            why = "too many events wait for Redis" if self._running else STOPPED
+            done(unavailable(why, event.room))
             return
         keys = self._names.of(event.room)
         clustered = self._link.clustered
@@ -302,7 +278,7 @@ class RedisEngine:
         if isinstance(reply, LinkError):
             self._failed_publishes += 1
             self._report(reply)
-            self._delivery.answer(publish.done, unavailable(_reason(reply), publish.event.room))
+            self._delivery.answer(publish.done, unavailable(reason(reply), publish.event.room))
             return
         if self._refusing is not None:
             self._report(None)
@@ -357,60 +333,12 @@ class RedisEngine:
         match request:
             case Open():
                 self._require_running()
-                self._nursery.start_soon(self._open_room, request)
+                self._nursery.start_soon(self._openings.open, request)
             case Close(room=room):
                 self._interest.release(room, HOLDER)
                 self._delivery.end(room)
             case _:
                 raise NotImplementedError(request)
-
-    async def _open_room(self, request: Open) -> None:
-        """Listen first, then ask where the stream is: nothing can fall between."""
-        room = request.room
-        failure = AWAY
-        opening = _Opening()
-        self._delivery.hold(room)
-        self._interest.want(room, HOLDER)
-        try:
-            with trio.move_on_after(OPEN_WITHIN):
-                if await self._interest.wait(room):
-                    self._ask_top(request, opening)
-                    await opening.answered.wait()
-                    if opening.failure is not None:
-                        failure = _reason(opening.failure)
-        except trio.Cancelled:
-            failure = STOPPED
-            raise
-        finally:
-            if not opening.done:
-                opening.given_up = True
-                self._failed_opens += 1
-                self._delivery.release(room)
-                self._interest.release(room, HOLDER)
-                request.finished(None, failure)
-
-    def _ask_top(self, request: Open, opening: _Opening) -> None:
-        """Ask where the stream is. The answer opens the room at once, before anything else is read."""
-        keys = self._names.of(request.room)
-        names = keys[:2] if self._link.clustered else (*keys[:2], self._keys.store)
-
-        def done(reply: Reply | LinkError) -> None:
-            if isinstance(reply, LinkError):
-                opening.failure = reply
-            elif not opening.given_up:
-                opening.done = True
-                self._opened(request, reply)
-            opening.answered.set()
-
-        self._link.send_script(done, OPEN, names, self._tokens(), life(request.retention.ttl))
-
-    def _opened(self, request: Open, reply: Reply) -> None:
-        shown, offset, commits = reply
-        top = Position(shown.decode(), offset)
-        if not self._generation.saw(top.epoch, commits):
-            self._sweeper.hurry()
-        stream = Stream(request.room, self._names.of(request.room), top, request.retention.ttl)
-        self._delivery.begin(stream, lambda: request.finished(top, None))
 
     # The past
 
@@ -457,7 +385,6 @@ class RedisEngine:
     def acknowledge(self, room: str, who: str, offset: int, ts: float) -> None:
         """Remember that ``who`` has seen up to ``offset``; in Redis about a second later."""
         self._seen.note(room, who, offset, ts)
-        self._seen_noted.set()
 
     async def acknowledgements(self, room: str) -> list[Seen]:
         """Everybody's acknowledged position, with those that are not in Redis yet."""
@@ -466,45 +393,6 @@ class RedisEngine:
         # Before the read: what is written while it runs is in one of the two.
         here = self._seen.of(room)
         return newest([*await self._past.acknowledged(self._nursery, room), *here])
-
-    async def _send_seen_later(self) -> None:
-        while True:
-            await self._seen_noted.wait()
-            await trio.sleep(ACKNOWLEDGE_AFTER)
-            self._send_seen()
-
-    def _send_seen(self) -> None:
-        self._seen_noted = trio.Event()
-        if not self._seen:
-            return
-        request = self._seen.take()
-        left = len(request.positions)
-        failed = False
-
-        def done(reply: Reply | LinkError) -> None:
-            nonlocal left, failed
-            left -= 1
-            if isinstance(reply, LinkError):
-                failed = True
-                self._failed_acknowledgements += 1
-            else:
-                self._acknowledgements += reply
-            if not left:
-                self._seen_leaving -= 1
-                # Written twice is written once: the script never moves a position back.
-                self._seen.settle(request, written=not failed)
-                if failed:
-                    self._seen_noted.set()
-                self._answered_some.set()
-
-        self._seen_leaving += 1
-        for room, people in list(request.positions.items()):
-            keys, ring = self._names.of(room), self._rooms.get(room)
-            ttl = ring.retention.ttl if ring is not None else ACKNOWLEDGED_TTL
-            arguments: list[Argument] = [life(ttl)]
-            for who, (offset, ts) in people.items():
-                arguments += (who, offset, repr(ts))
-            self._link.send_script(done, ACKNOWLEDGE, (keys.meta, keys.seen), *arguments)
 
     def statistics(self) -> dict[str, Any]:
         """Counters since the start, and gauges, by name."""
@@ -519,7 +407,7 @@ class RedisEngine:
             "duplicates": self._duplicates,
             "refused": self._refused,
             "failed_publishes": self._failed_publishes,
-            "failed_opens": self._failed_opens,
+            "failed_opens": self._openings.failures,
             "too_few_replicas": self._replication.too_few if self._replication is not None else 0,
             "received": delivery.received,
             "known": delivery.known,
@@ -541,11 +429,7 @@ class RedisEngine:
             "shared_reads": flights.shared,
             "failed_reads": flights.failures,
             "unreadable": self._past.unreadable,
-            "acknowledgements": self._acknowledgements,
-            "failed_acknowledgements": self._failed_acknowledgements,
+            "acknowledgements": self._seen.moved,
+            "failed_acknowledgements": self._seen.failures,
             "failing": int(self._refusing is not None or not self._link.up),
         }
-
-
-def _reason(error: LinkError) -> str:
-    return str(error) if isinstance(error, LinkDown) else f"the store refused ({error})"

@@ -137,7 +137,10 @@ class CatchUp:
     def _begin(self, start: Position | None, *, recovered: bool) -> None:
         """Answer the join; events after ``start`` follow."""
         self.answered = True
-        self._answer(self._member.room.position, recovered)
+        here = self._member.room.position
+        if recovered and start is not None and here is not None and start.offset > here.offset:
+            here = start  # another node told it more than this one was given: live begins after that
+        self._answer(here, recovered)
         if not recovered:
             self._hub.send_slots(self._member, start.offset if start is not None else None)
         if start is not None:

@@ -171,6 +171,16 @@ class Balance:
         """Whether every promise was kept."""
         return not self.violations
 
+    @property
+    def holes(self) -> int:
+        """Events that never came."""
+        return self.of(Verdict.HOLE)
+
+    @property
+    def duplicates(self) -> int:
+        """Events that came twice, for whatever reason."""
+        return self.of(Verdict.DUPLICATE, Verdict.TWICE)
+
     def of(self, *verdicts: Verdict) -> int:
         """How many violations of these kinds there are."""
         return sum(self.violations.get(verdict.value, 0) for verdict in verdicts)
@@ -374,10 +384,14 @@ class Ledger:
             self._skipped(follower, offset + 1)
             follower.visits[-1].reached = offset
 
-    def closed(self, session: str, code: int) -> None:
-        """The session's socket ended, which the session had not asked for."""
-        self._done["closed"] += 1
-        if not self._may_close:
+    def closed(self, session: str, code: int, *, at_home: bool = True) -> None:
+        """The session's socket ended, which the session had not asked for.
+
+        ``at_home``: it had been given everything it asked for. Who comes while a
+        store is away may be sent off again; who is there may not.
+        """
+        self._done["closed"] += at_home
+        if at_home and not self._may_close:
             self._accuse(Verdict.CLOSED, f"{session}: {code}")
         self.left(session)
 

@@ -1,8 +1,9 @@
 """The load: publishers and sessions that behave as the protocol asks, and write all they see into the ledger.
 
 Real WebSocket clients over real sockets. Sessions hold several rooms each,
-come back to any node when their connection ends, after the wait that ``bye``
-asked for, and recover with ``since``. Publishers keep a number of publishes
+their user's own among them, come back to any node when their connection ends,
+after the wait that ``bye`` asked for, and recover with ``since``; some are
+restless and do so all the time. Publishers keep a number of publishes
 under way and send again, with the same key, what was refused for now or never
 answered. :meth:`Load.settle` brings everything to rest, so that a ledger can be
 judged while it is known what everybody must have.
@@ -28,12 +29,18 @@ from tests.faults.ledger import Ledger
 HISTORY_ROOMS: Final = tuple(f"deal:{number}" for number in range(10))
 LIVE_ROOMS: Final = ("live:1", "live:2")
 ROOMS_EACH: Final = 3
-"""Rooms with history that a session is in, and one ephemeral room."""
+"""Of these, that a session is in, besides its user's room and an ephemeral one."""
+RESTLESS: Final = 4
+"""One of so many sessions is restless."""
+STAY: Final = (0.5, 3.0)
+"""Seconds, drawn between the two, after which a restless session goes and comes back."""
 
 UNDER_WAY: Final = 64
 """Publishes of one publisher that may wait for their answer; past it, it publishes nothing new."""
 WHISPERS: Final = 0.1
 """Share of the publishes that goes to ephemeral rooms."""
+LETTERS: Final = 0.1
+"""Share that goes to users' own rooms."""
 AGAIN: Final = (0.05, 0.3)
 """Seconds, drawn between the two, before something is tried again for which the server named no time."""
 POLL: Final = 0.02
@@ -85,22 +92,24 @@ class Client:
         self.name = name
         self.random = random.Random(f"{load.seed} {name}")
         self._number = number
-        self._token = sign(Auth(), name, ttl=86_400.0, dev=True)
+        letters = [own_room(f"s{session}") for session in range(load.size)]
+        self._token = sign(Auth(), name, ttl=86_400.0, rooms={"publish": letters}, dev=True)
         self._wait: float | None = None
         """What ``bye`` asked for."""
         self.lines = 0
         """Connections that were welcomed."""
+        self.at_home = False
+        """Whether the connection of now has everything it wants, so that nobody may close it for nothing."""
 
     async def run(self) -> None:
         """Connect, live, come back; until cancelled."""
         while True:
             self._wait = None
-            before = self.lines
+            self.at_home = False
             try:
                 await self._connection()
             except* BROKEN as group:
-                if self.lines > before:
-                    self.ledger.closed(self.name, _code(group))
+                self.ledger.closed(self.name, _code(group), at_home=self.at_home)
             await trio.sleep(self._pause())
 
     def _pause(self) -> float:
@@ -110,9 +119,10 @@ class Client:
         async with await self._dial() as stream:
             line = Line(stream)
             if await line.upgrade(request(headers=[("Authorization", f"Bearer {self._token}")])) == 101:
-                await line.next()
-                self.lines += 1
-                await self.live(line)
+                welcome = await line.next()
+                if welcome["op"] == "welcome":  # else it says bye
+                    self.lines += 1
+                    await self.live(line, welcome)
 
     async def _dial(self) -> trio.SocketStream:
         """The first time spread evenly over all nodes, then to any of them."""
@@ -120,7 +130,7 @@ class Client:
         chosen = self.random.choice(endpoints) if self.lines else endpoints[self._number % len(endpoints)]
         return await trio.open_tcp_stream(*chosen)
 
-    async def live(self, line: Line) -> None:
+    async def live(self, line: Line, welcome: Message) -> None:
         """Use the connection until it breaks."""
         raise NotImplementedError
 
@@ -144,29 +154,63 @@ def _code(group: BaseExceptionGroup[Any]) -> int:
     return 1006
 
 
+def own_room(name: str) -> str:
+    """The room of a user."""
+    return f"user:{name}"
+
+
 class Session(Client):
     """A subscriber."""
 
     def __init__(self, load: Load, number: int) -> None:
         super().__init__(load, f"s{number}", number)
-        self.rooms = tuple(self.random.sample(HISTORY_ROOMS, ROOMS_EACH))
+        self.own_room = own_room(self.name)
+        self.rooms = (*self.random.sample(HISTORY_ROOMS, ROOMS_EACH), self.own_room)
         self.live_room = self.random.choice(LIVE_ROOMS)
+        self.restless = number % RESTLESS == 0
         self._joins: dict[str, str] = {}
         """Id → room."""
         self._ids = 0
+        self._reclaims = False
+        """The server has put it into its own room, but not from where it was; its own join is on its way."""
 
-    async def live(self, line: Line) -> None:
+    async def live(self, line: Line, welcome: Message) -> None:
         self._joins.clear()
-        async with trio.open_nursery() as nursery:
-            for room in (*self.rooms, self.live_room):
-                await self._join(line, room)
-            while True:
-                message = await line.next()
-                take = self._TAKE.get(message["op"])
-                if take is not None:
-                    again = take(self, message)
-                    if again is not None:
-                        nursery.start_soon(self._join_later, line, *again)
+        self._welcomed(welcome["rooms"][self.own_room])
+        with trio.CancelScope() as stay:
+            async with trio.open_nursery() as nursery:
+                for room in (*self.rooms, self.live_room):
+                    if room != self.own_room or self._reclaims:
+                        await self._join(line, room)
+                if self.restless:
+                    nursery.start_soon(self._go_soon, stay)
+                while True:
+                    message = await line.next()
+                    take = self._TAKE.get(message["op"])
+                    if take is not None and not self._too_early(message):
+                        again = take(self, message)
+                        if again is not None:
+                            nursery.start_soon(self._join_later, line, *again)
+        if stay.cancelled_caught:
+            self.ledger.left(self.name)
+
+    def _welcomed(self, here: Message) -> None:
+        """The server has joined the user's room; who was there before joins it again, from where it was."""
+        self._reclaims = self.ledger.joins(self.name, self.own_room) is not None
+        if not self._reclaims:
+            self._joined(self.own_room, here, recovered=False)
+
+    def _too_early(self, message: Message) -> bool:
+        """What the answer to the join will repeat."""
+        return (
+            self._reclaims and message.get("room") == self.own_room and message["op"] not in {"ok", "error"}
+        )
+
+    async def _go_soon(self, stay: trio.CancelScope) -> None:
+        while True:
+            await trio.sleep(self.random.uniform(*STAY))
+            if self.load.flowing.is_set() and self.at_home:
+                stay.cancel()
 
     async def _join(self, line: Line, room: str) -> None:
         self._ids += 1
@@ -183,19 +227,19 @@ class Session(Client):
         await trio.sleep(pause)
         await self._join(line, room)
 
+    def _joined(self, room: str, here: Message, *, recovered: bool) -> None:
+        epoch, offset, now = here["epoch"], here["offset"], trio.current_time()
+        self.ledger.joined(self.name, room, epoch, offset, recovered=recovered, now=now)
+
     # -- what comes; whoever returns a room and a pause wants to join it (again) --------------------
 
     def _ok(self, message: Message) -> None:
         room = self._joins.pop(message["id"])
+        self.at_home = self.at_home or not self._joins
+        if room == self.own_room:
+            self._reclaims = False
         if room != self.live_room:
-            self.ledger.joined(
-                self.name,
-                room,
-                message["epoch"],
-                message["offset"],
-                recovered=message["recovered"],
-                now=trio.current_time(),
-            )
+            self._joined(room, message, recovered=message["recovered"])
 
     def _error(self, message: Message) -> tuple[str, float]:
         room = self._joins.pop(message["id"])
@@ -245,8 +289,9 @@ class Publisher(Client):
         """Key → the publish, and when it was sent last."""
         self._line: Line | None = None
 
-    async def live(self, line: Line) -> None:
+    async def live(self, line: Line, welcome: Message) -> None:
         self._whispered = 0
+        self.at_home = True
         async with trio.open_nursery() as nursery:
             self._line = line
             try:
@@ -265,10 +310,12 @@ class Publisher(Client):
             await trio.sleep(self.random.expovariate(self.load.rate / len(self.load.publishers)))
             if len(self._under_way) >= UNDER_WAY or not self.load.flowing.is_set():
                 continue
-            if self.random.random() < WHISPERS:
+            kind = self.random.random()
+            if kind < WHISPERS:
                 await self._whisper(line)
             else:
-                await self._send(line, self._make(self.random.choice(HISTORY_ROOMS)))
+                rooms = self.load.own_rooms if kind < WHISPERS + LETTERS else HISTORY_ROOMS
+                await self._send(line, self._make(self.random.choice(rooms)))
 
     def _make(self, room: str) -> str:
         """A new publication; its key."""
@@ -334,11 +381,12 @@ class Load:
         seed: int,
         sessions: int = 40,
         publishers: int = 8,
-        rate: float = 200.0,
+        rate: float = 300.0,
     ) -> None:
         self.ledger = ledger
         self.endpoints = endpoints
         self.seed = seed
+        self.size = sessions
         self.rate = rate
         """Events a second, of all publishers together."""
         self.flowing = Gate()
@@ -347,6 +395,7 @@ class Load:
         self.put_off = 0
         """Publishes answered "not now", in this round."""
         self.sessions = [Session(self, number) for number in range(sessions)]
+        self.own_rooms = [session.own_room for session in self.sessions]
         self.publishers = [Publisher(self, number) for number in range(publishers)]
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -391,9 +440,9 @@ class Load:
 
     async def _mark(self) -> dict[str, Position]:
         """Publish one last event to each room; where it lies is the top."""
-        keys = [await self.publishers[0].mark(room) for room in HISTORY_ROOMS]
+        keys = {room: await self.publishers[0].mark(room) for room in (*HISTORY_ROOMS, *self.own_rooms)}
         found: dict[str, Position] = {}
-        for room, key in zip(HISTORY_ROOMS, keys, strict=True):
+        for room, key in keys.items():
             while True:
                 publication = self.ledger.publications.get(key)
                 if publication is not None and publication.answered:

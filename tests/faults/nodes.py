@@ -38,6 +38,7 @@ class Node:
 
     def __init__(self, name: str, directory: Path, store: str) -> None:
         self.name = name
+        self.directory = directory
         self.endpoint = Endpoint("127.0.0.1", free_port())
         self._config = directory / f"{name}.toml"
         self._log = directory / f"{name}.log"

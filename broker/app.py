@@ -219,7 +219,7 @@ class Broker:
                     on_ready(self)
                 task_status.started()
                 await self._stopping.wait()
-                self._part()
+                await self._part()
                 await self.server.drain()
                 nursery.cancel_scope.cancel()
         finally:
@@ -240,14 +240,14 @@ class Broker:
 
         The node stays up until :meth:`stop`. Repeating it asks nobody twice.
         """
-        self._part()
+        await self._part()
         return await self.server.turn_out()
 
-    def _part(self) -> None:
+    async def _part(self) -> None:
         """Before sessions are asked to go: they will be back elsewhere, so nobody is told that they leave."""
         if not self.server.draining:
             self.server.draining = True
-            self.peers.part()
+            await self.peers.part()
 
     def counted(self) -> Mapping[str, Any]:
         """Statistics of the parts that only a node of a cluster has."""

@@ -159,6 +159,10 @@ def _members(data: msgspec.Raw) -> Data:
         return _NO_DATA
 
 
+COPY: Final = "*copy"
+"""Sets the keys of copies apart from those of their publishers, which no name can do that holds no ``*``."""
+
+
 def _copy(event: Event, said: _Said, rule: Rule, facts: Facts, room: str) -> Event:
     """The event as ``rule`` says it in ``room``.
 
@@ -177,7 +181,7 @@ def _copy(event: Event, said: _Said, rule: Rule, facts: Facts, room: str) -> Eve
         data,
         event.ts,
         user=said.user,
-        publisher=event.publisher,
+        publisher=event.publisher + COPY,
         key=key,
         slot=event.slot,
         tags=event.tags,

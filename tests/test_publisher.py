@@ -377,7 +377,7 @@ def test_whatever_passes_here_passes_there(data: Any, tags: Any, slot: str, dura
     if durable:
         assert (name, key) == ("XADD", "b:publish")
         fields = [part if isinstance(part, bytes) else part.encode() for part in arguments[1:]]
-        event = decode_entry("1-0", fields, lambda _: OPTIONS, 1.5).event
+        event = decode_entry("1-0", fields, lambda _: OPTIONS, 1.5)
     else:
         assert (name, key) == ("PUBLISH", "b:room:deal:1")
         assert isinstance(arguments[0], bytes)

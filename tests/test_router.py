@@ -56,7 +56,7 @@ def test_keys_tell_rules_and_rooms_of_origin_apart() -> None:
     assert len(keys) == 8
     (first, _) = rules.copies(event(room="deal:1", key="k", publisher="ada"))
     (again, _) = rules.copies(event(data="other", room="deal:1", key="k", publisher="ada"))
-    assert (first.key, first.publisher) == (again.key, again.publisher) == ("route:0:6:deal:1:k", "ada")
+    assert (first.key, first.publisher) == (again.key, again.publisher) == ("route:0:6:deal:1:k", "ada*copy")
 
 
 def test_rooms_names_and_filters_choose() -> None:

@@ -43,13 +43,11 @@ SKIPPED: Final = 10_000
 class Item:
     """One entry on its way."""
 
-    __slots__ = ("event", "id", "named", "stored")
+    __slots__ = ("event", "id", "stored")
 
-    def __init__(self, identifier: str, event: Event, *, named: bool, stored: bool) -> None:
+    def __init__(self, identifier: str, event: Event, *, stored: bool) -> None:
         self.id = identifier
         self.event = event
-        self.named = named
-        """The backend gave the key; else it is the id."""
         self.stored = stored
         """The room keeps history."""
 

@@ -24,8 +24,9 @@ from broker.cluster.lifecycle import DEPART, DUE, WRITE, Lifecycle
 from broker.cluster.link import Message
 from broker.cluster.nodes import new_id
 from broker.cluster.peers import RedisPeers
-from broker.cluster.reader import READ_STREAM, Reader
+from broker.cluster.reader import READ_STREAM, REMEMBERED, Reader
 from broker.cluster.rejected import REJECT, Rejected
+from broker.cluster.said import PUBLISHER
 from broker.cluster.stream_scripts import Tokens
 from broker.cluster.wire import Head
 from broker.config import Config, RoomOptions
@@ -107,6 +108,7 @@ class RedisCluster:
             ring_events=config.store.ring_events,
             sweep_interval=settings.sweep_interval,
             replicas=settings.replicas,
+            key_windows={PUBLISHER: REMEMBERED},
             clock=wall,
         )
         self.peers = RedisPeers(
@@ -140,7 +142,7 @@ class RedisCluster:
             options,
             node=self.peers.id,
             settings=self._config.redis,
-            publish=lambda event, done, _window: hub.publish(event, options(event.room), done),
+            publish=lambda event, done: hub.publish(event, options(event.room), done),
             tell=lambda event: hub.publish(event, options(event.room)),
             clock=self._wall,
         )

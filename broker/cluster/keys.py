@@ -23,7 +23,7 @@ class Keys:
         self.leases = f"{prefix}{{nodes}}:leases"
         """Sorted set: node id by the Redis time (ms) at which its lease ends."""
         self.beats = f"{prefix}{{nodes}}:beats"
-        """Hash: Redis time (ms) of the ``last`` heartbeat of any node, and of the first since they ``began``."""
+        """Hash: Redis time (ms) of the ``last`` heartbeat of any node, and of the first (``began``)."""
         self.everybody = f"{prefix}nodes:all"
         """Channel that every node hears."""
         self.publish = f"{prefix}publish"

@@ -101,11 +101,12 @@ class Nodes:
         self._registered = False
         self._anew = True
         self._draining = False
-        self._parted = False
         self._last_lease = parting
         self._news = trio.Event()
         self._throttle = Throttle()
         self.id = node
+        self.parted = trio.Event()
+        """Set once the others can know that this node drains."""
         self.settled = False
         """Whether a node that is not listed is gone."""
         self.heartbeats = 0
@@ -197,7 +198,8 @@ class Nodes:
             self.forgotten += 1
             log.warning("Redis has lost the leases of the nodes; everybody tells everything again")
         self.settled = bool(settled)
-        self._parted = self._parted or mode == "part"
+        if mode == "part":
+            self.parted.set()
         change = self._learn(ended, listing, anew=anew or mode == "first" or status == FORGOTTEN)
         self._registered = self._registered or mode == "first"
         if change.ended or mode in {"first", "part"}:
@@ -208,7 +210,7 @@ class Nodes:
     def _mode(self) -> tuple[str, float]:
         if not self._registered and not self._draining:
             return "first", self._lease
-        if self._parted:
+        if self.parted.is_set():
             return "look", self._lease
         return ("part", self._last_lease) if self._draining else ("keep", self._lease)
 

@@ -39,6 +39,10 @@ SCRIPTS: tuple[Script, ...] = (HEARTBEAT, MEMBERS, MATES, BURY, REMEMBER, RECALL
 """What the link must load for this part."""
 
 
+PART_WITHIN = 1.0
+"""How long sessions are kept from being asked to go until the others know that they will be back (s)."""
+
+
 class Feed(Protocol):
     """Whoever tells backends who comes and goes; implemented by :mod:`broker.cluster.lifecycle`."""
 
@@ -261,10 +265,12 @@ class RedisPeers:
 
     # -- nodes --------------------------------------------------------------------------
 
-    def part(self) -> None:
+    async def part(self) -> None:
         """See :meth:`broker.engine.peers.Peers.part`."""
         self._members.part()
         self._nodes.part(missed=self._members.some)
+        with trio.move_on_after(PART_WITHIN):
+            await self._nodes.parted.wait()
 
     def nodes(self) -> Sequence[NodeInfo]:
         """See :meth:`broker.engine.peers.Peers.nodes`."""

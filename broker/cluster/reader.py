@@ -42,8 +42,8 @@ log = get_logger(__name__)
 
 READ_STREAM: Final = load_script("read_stream")
 
-Publish = Callable[[Event, Done, float], None]
-"""Store an event in a room with history; the last argument: remember its key for so long (s)."""
+Publish = Callable[[Event, Done], None]
+"""Store an event in a room with history, and remember its key for :data:`REMEMBERED`."""
 
 Tell = Callable[[Event], None]
 """Tell an event to all nodes, this one too, in a room without history."""
@@ -195,7 +195,7 @@ class Reader:
             self._reject_entry(identifier, (), error)
             return
         try:
-            event, named = decode_entry(identifier, fields, self._options, self._clock())
+            event = decode_entry(identifier, fields, self._options, self._clock())
         except BrokerError as refusal:
             self._reject_entry(identifier, fields, refusal)
             return
@@ -206,7 +206,7 @@ class Reader:
             self._reject_entry(identifier, (), BrokerError(ErrorCode.INTERNAL, "the broker failed over it"))
             return
         stored = self._options(event.room).history > 0
-        ready = self._backlog.admit(Item(identifier, event, named=named, stored=stored))
+        ready = self._backlog.admit(Item(identifier, event, stored=stored))
         if ready is not None:
             self._ready.append(ready)
 
@@ -253,15 +253,14 @@ class Reader:
             self._link.send(partial(self._taken_out, item), self._stream, "XDEL", self._stream, item.id)
             return
         try:
-            self._publish(item.event, partial(self._published, item), REMEMBERED)
+            self._publish(item.event, partial(self._published, item))
         except Exception as error:
             self._broke(item, error)
 
     def _published(self, item: Item, outcome: Position | BrokerError) -> None:
         if not isinstance(outcome, BrokerError):
             self._stored += 1
-            if not item.named:
-                self._marks[item.id] = self._once(item.event.room, PUBLISHER, item.id)
+            self._marks[item.id] = self._once(item.event.room, PUBLISHER, item.event.key or "")
             self._go_on(self._backlog.settle(item))
         elif outcome.retry:
             self._fail(item, outcome.message)

@@ -15,7 +15,7 @@ surrogates) would have to be looked for by other means.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -29,8 +29,10 @@ from broker.protocol.messages import MAX_DEPTH, Name, too_deep
 Options = Callable[[str], RoomOptions]
 """Options of a room, by its name."""
 
-PUBLISHER: Final = "backend"
-"""Scope of the keys of all backends together: any of them may try again what another began."""
+PUBLISHER: Final = "*backend"
+"""Scope of the keys of all backends together: any of them may try again what another began.
+
+No user can be called so, for names hold no ``*``."""
 
 SPELLING: Final = 8
 """A payload longer than so many times the room's limit is refused unread. JSON can write one byte as
@@ -56,13 +58,6 @@ class _Entry(msgspec.Struct, frozen=True):
     slot: Name | None = None
     tags: str | None = None
     user: str | None = None
-
-
-class Durable(NamedTuple):
-    """An event to be stored, and whether the backend itself gave the key."""
-
-    event: Event
-    named: bool
 
 
 _decode = msgspec.json.Decoder(_Said).decode
@@ -91,7 +86,7 @@ def decode_message(room: str, payload: bytes, options: RoomOptions, now: float) 
     return event
 
 
-def decode_entry(identifier: str, fields: Sequence[bytes], options: Options, now: float) -> Durable:
+def decode_entry(identifier: str, fields: Sequence[bytes], options: Options, now: float) -> Event:
     """The event that an entry of the stream asks for; ``fields`` are names and values by turns.
 
     Without a ``key``, the entry's id is the key. Raises ``bad_room``,
@@ -104,7 +99,6 @@ def decode_entry(identifier: str, fields: Sequence[bytes], options: Options, now
         raise _too_large(len(entry.data), limit)
     if entry.user is not None and not valid_user(entry.user):
         raise _bad("user: not the name of a user")
-    named = entry.key is not None
     event = make_event(
         entry.room,
         entry.event,
@@ -116,11 +110,11 @@ def decode_entry(identifier: str, fields: Sequence[bytes], options: Options, now
         slot=entry.slot,
         tags=check_tags(_json("tags", entry.tags)) if entry.tags is not None else None,
     )
-    if not named:
+    if entry.key is None:
         event.key = identifier  # clients need not see it, so it is not in the body
     if len(event.body) > limit:
         raise _too_large(len(event.body), limit)
-    return Durable(event, named)
+    return event
 
 
 def claimed_room(fields: Sequence[bytes]) -> str:

@@ -120,8 +120,11 @@ class Peers(Protocol):
     def vanished(self, session: SessionId, user: UserId | None) -> None:
         """It ended."""
 
-    def part(self) -> None:
-        """Tell nobody any more that members leave: the node drains, and they will come back elsewhere."""
+    async def part(self) -> None:
+        """Tell nobody any more that members leave: the node drains, and they will come back elsewhere.
+
+        Returns when the others have been told so, or when that takes too long.
+        """
 
     def nodes(self) -> Sequence[NodeInfo]:
         """Nodes alive now, this one first."""
@@ -168,8 +171,9 @@ class Alone:
     def vanished(self, session: SessionId, user: UserId | None) -> None:
         """Nobody to tell."""
 
-    def part(self) -> None:
+    async def part(self) -> None:
         """Nobody to tell."""
+        await trio.lowlevel.checkpoint()
 
     def nodes(self) -> Sequence[NodeInfo]:
         """Only itself."""

@@ -105,7 +105,6 @@ class Shelf:
     def __init__(self) -> None:
         self.rooms: dict[str, list[Event]] = {}
         self.told: list[Event] = []
-        self.windows: set[float] = set()
         self.duplicates = 0
         self.attempts: Counter[str] = Counter()
         self.judge: Callable[[Event], BrokerError | None] = lambda _: None
@@ -113,11 +112,11 @@ class Shelf:
         self._keys: dict[tuple[str, str, str | None], Position] = {}
         self._held: list[Callable[[], None]] = []
 
-    def publish(self, event: Event, done: Done, window: float) -> None:
+    def publish(self, event: Event, done: Done) -> None:
         if self.holding:
-            self._held.append(lambda: self._store(event, done, window))
+            self._held.append(lambda: self._store(event, done))
         else:
-            self._store(event, done, window)
+            self._store(event, done)
 
     def tell(self, event: Event) -> None:
         self.told.append(event)
@@ -137,7 +136,7 @@ class Shelf:
         """What was stored in a room, in order."""
         return [orjson.loads(event.body)["data"] for event in self.rooms.get(room, [])]
 
-    def _store(self, event: Event, done: Done, window: float) -> None:
+    def _store(self, event: Event, done: Done) -> None:
         self.attempts[event.room] += 1
         error = self.judge(event)
         if error is not None:
@@ -150,7 +149,6 @@ class Shelf:
             stored = self.rooms.setdefault(event.room, [])
             stored.append(event)
             self._keys[name] = Position("e", len(stored))
-            self.windows.add(window)
         done(self._keys[name])
 
 

@@ -11,7 +11,7 @@ from broker.protocol.events import Event
 
 
 def item(identifier: str, room: str, size: int = 10) -> Item:
-    return Item(identifier, Event(room, b"x" * size, 0.0), named=False, stored=True)
+    return Item(identifier, Event(room, b"x" * size, 0.0), stored=True)
 
 
 class World:

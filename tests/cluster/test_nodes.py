@@ -220,7 +220,7 @@ async def test_a_node_that_drains_is_told_at_once_and_stays_for_a_while(redis_at
         await here.peers.attach("r")
         leaving.come("r", "s1", "u1")
         await until(lambda: here.sees("r") == {"s1"})
-        leaving.peers.part()
+        await leaving.peers.part()
         await until(lambda: here.hub.parted == [leaving.peers.id])
         assert here.peers.nodes()[1].draining
         leaving.go("r", "s1")

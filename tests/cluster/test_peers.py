@@ -82,7 +82,7 @@ async def test_who_leaves_while_the_node_drains_is_told_to_the_feed_alone(redis_
         here.come("r", "s1", "u1")
         await until(lambda: there.sees("r") == {"s1"})
         here.come("r", "s2", "u2")
-        here.peers.part()
+        await here.peers.part()
         here.go("r", "s1")
         here.go("r", "s2")  # of whom nobody else has heard
         here.come("r", "s3", "u3")
@@ -95,7 +95,7 @@ async def test_a_node_that_drains_without_members_is_not_waited_for_long(redis_a
         empty, full = await nodes.start_all("empty", "full")
         full.come("r", "s1")
         for node in (empty, full):
-            node.peers.part()
+            await node.peers.part()
         with nodes.client() as client:
             await nodes.look_until(
                 lambda: all(info.draining for one in nodes.fellows for info in one.peers.nodes())

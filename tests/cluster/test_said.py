@@ -85,7 +85,7 @@ def as_message(data: bytes, tags: bytes | None = None) -> Event | BrokerError:
 def as_entry(data: bytes, tags: bytes | None = None) -> Event | BrokerError:
     fields = [b"room", b"deal:1", b"event", b"x", b"data", data]
     fields += [b"tags", tags] if tags is not None else []
-    return attempt(lambda: decode_entry("7-0", fields, lambda _: OPTIONS, 1.5).event)
+    return attempt(lambda: decode_entry("7-0", fields, lambda _: OPTIONS, 1.5))
 
 
 def verdict(outcome: Event | BrokerError) -> bytes | ErrorCode:
@@ -121,7 +121,7 @@ def test_any_bytes_are_an_event_or_a_refusal(payload: bytes) -> None:
     refused = {ErrorCode.BAD_MESSAGE, ErrorCode.BAD_ROOM}
     for outcome in (
         attempt(lambda: decode_message("deal:1", payload, OPTIONS, 1.5)),
-        attempt(lambda: decode_entry("7-0", [payload, payload], lambda _: OPTIONS, 1.5).event),
+        attempt(lambda: decode_entry("7-0", [payload, payload], lambda _: OPTIONS, 1.5)),
         as_entry(payload),
         as_entry(b"1", payload),
     ):
@@ -140,7 +140,7 @@ def test_a_message_becomes_the_event_of_a_client() -> None:
         "slot": "s",
         "tags": {"r": 1},
     }
-    assert (event.slot, event.tags, event.key, event.publisher) == ("s", {"r": 1}, None, "backend")
+    assert (event.slot, event.tags, event.key, event.publisher) == ("s", {"r": 1}, None, PUBLISHER)
 
 
 @pytest.mark.parametrize(
@@ -180,11 +180,11 @@ def test_a_room_that_is_none_is_refused() -> None:
 def test_an_entry_without_a_key_has_its_id_for_one_unseen_by_clients() -> None:
     fields = [b"room", b"deal:1", b"event", b"x", b"data", b"1"]
     one = decode_entry("7-0", fields, lambda _: OPTIONS, 1.5)
-    assert (one.event.key, one.named) == ("7-0", False)
-    assert "key" not in orjson.loads(one.event.body)
+    assert one.key == "7-0"
+    assert "key" not in orjson.loads(one.body)
     two = decode_entry("7-0", [*fields, b"key", b"k"], lambda _: OPTIONS, 1.5)
-    assert (two.event.key, two.named) == ("k", True)
-    assert orjson.loads(two.event.body)["key"] == "k"
+    assert two.key == "k"
+    assert orjson.loads(two.body)["key"] == "k"
 
 
 def test_a_broken_entry_still_names_its_room() -> None:

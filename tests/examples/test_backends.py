@@ -132,7 +132,7 @@ def stored(client: redis.Redis) -> Iterator[dict[str, Any]]:
     entries: Any = client.xrange(KEYS.publish)
     for identifier, fields in entries:
         flat = [part for pair in fields.items() for part in pair]
-        yield body(decode_entry(identifier.decode(), flat, lambda _: RoomOptions(), 0.0).event.body)
+        yield body(decode_entry(identifier.decode(), flat, lambda _: RoomOptions(), 0.0).body)
 
 
 def body(wire: bytes) -> dict[str, Any]:

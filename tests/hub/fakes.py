@@ -509,8 +509,9 @@ class FakePeers:
     def vanished(self, session: SessionId, user: UserId | None) -> None:
         self.here = [entry for entry in self.here if entry[0] != session]
 
-    def part(self) -> None:
+    async def part(self) -> None:
         """Nobody here listens."""
+        await trio.lowlevel.checkpoint()
 
     def nodes(self) -> Sequence[NodeInfo]:
         return ()

@@ -184,7 +184,8 @@ async def test_other_nodes_hear_of_a_drain_once_and_before_the_sessions_do() -> 
     async with running() as broker, connected(broker.client_port) as client:
         endings = []
 
-        def part() -> None:
+        async def part() -> None:
+            await trio.lowlevel.checkpoint()
             endings.append([session.ending for session in broker.context.registry.sessions.values()])
 
         broker.peers.part = part  # type: ignore[method-assign]  # a node alone has nobody to tell

@@ -208,15 +208,19 @@ class Mates:
             await self._retry.wait()
             await trio.sleep(AGAIN)
             self._retry = trio.Event()
-            later, self._later = self._later, {}
-            for room in later:
-                record = self._rooms.get(room)
-                if record is not None and self._interest.hears(room):
-                    record.heard = record.whole = True
-                    self._due[room] = None
-                elif record is not None and self._link.up:
-                    self._repeat(room)
-            self._pump()
+            self.repeat()
+
+    def repeat(self) -> None:
+        """Read what could not be read."""
+        later, self._later = self._later, {}
+        for room in later:
+            record = self._rooms.get(room)
+            if record is not None and self._interest.hears(room):
+                record.heard = record.whole = True
+                self._due[room] = None
+            elif record is not None and self._link.up:
+                self._repeat(room)
+        self._pump()
 
     def _repeat(self, room: str) -> None:
         """Look at the room again in a moment; if the link goes down, rejoined() sees to it."""

@@ -177,9 +177,13 @@ class Members:
     async def _repeat(self) -> None:
         while True:
             await trio.sleep(AGAIN)
-            for room in self._later:
-                self._need(room)
-            self._later.clear()
+            self.repeat()
+
+    def repeat(self) -> None:
+        """Tell again what could not be told."""
+        later, self._later = self._later, {}
+        for room in later:
+            self._need(room)
 
     def flush(self) -> None:
         """Tell what has changed now, of a bounded number of rooms."""

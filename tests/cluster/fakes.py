@@ -1,15 +1,23 @@
-"""What stands in for the hub in tests of the cluster's parts.
+"""What stands in for the hub, for Redis and for time in tests of the cluster's parts.
 
 :class:`FakeHub` hears what other nodes make happen, and checks that changes fit
 what it was told before. :class:`FakeMember` is one of its members. :class:`FakeFeed` is what tells backends.
+:class:`HeldLink` leads to a :class:`MemberStore` that does what a test lets it do, one step at a
+time; :class:`KnownNodes` is a list of nodes made by hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from broker.engine.peers import Mate
+import trio
+
+from broker.cluster.keys import Keys
+from broker.cluster.link import Argument, Done, LinkDown, Message, Reply, Script
+from broker.cluster.nodes import Nodes
+from broker.engine.peers import Mate, NodeInfo
 from broker.protocol.events import Event, SessionId, UserId
 
 
@@ -105,3 +113,122 @@ class FakeFeed:
 
     def write_all(self) -> None:
         self.told.append("write all")
+
+
+class MemberStore:
+    """Redis, as far as the scripts ``members`` and ``mates`` go; the scripts' own tests use a real one."""
+
+    def __init__(self) -> None:
+        self.hashes: dict[str, dict[str, Any]] = {}
+        self.published: deque[Message] = deque()
+
+    def members(self, keys: Sequence[str], arguments: Sequence[Any]) -> int:
+        key, versions, channel = keys
+        node, after, version, before, _ttl, _command, message, count = arguments[:8]
+        found = self.hashes.get(key, {})
+        if after == "":
+            found = {}
+        elif self.hashes.get(versions, {}).get(node, 0) != after or len(found) != before:
+            return 0
+        pairs, gone = arguments[8 : 8 + 2 * count], arguments[8 + 2 * count :]
+        found |= dict(zip(pairs[::2], pairs[1::2], strict=True))
+        self.hashes[key] = {session: fields for session, fields in found.items() if session not in gone}
+        of_room = self.hashes.setdefault(versions, {})
+        if self.hashes[key]:
+            of_room[node] = version
+        else:
+            of_room.pop(node, None)
+        if message:
+            self.published.append((channel, message))
+        return 1
+
+    def mates(self, keys: Sequence[str], asked: Sequence[Any]) -> list[Any]:
+        versions, prefix = keys
+        of_room = self.hashes.get(versions, {})
+        reply: list[Any] = []
+        for node in asked or list(of_room):
+            if node in of_room:
+                pairs = self.hashes.get(f"{prefix}{node}", {}).items()
+                flat = [part if isinstance(part, bytes) else part.encode() for pair in pairs for part in pair]
+                reply += (node.encode(), str(of_room[node]).encode(), flat)
+        return reply
+
+
+class HeldLink:
+    """Implements :class:`broker.cluster.link.Link`; commands wait to be executed, and replies to be heard."""
+
+    def __init__(self, store: MemberStore) -> None:
+        self.up = True
+        self.clustered = False
+        self._store = store
+        self._commands: deque[tuple[Done, Callable[[], Reply]]] = deque()
+        self._replies: deque[tuple[Done, Reply]] = deque()
+
+    def send(self, done: Done, key: str, *command: Argument) -> None:
+        self._commands.append((done, lambda: None))
+
+    def send_script(self, done: Done, script: Script, keys: Sequence[str], *arguments: Argument) -> None:
+        run = getattr(self._store, script.name)
+        self._commands.append((done, lambda: run(keys, arguments)))
+
+    async def call(self, key: str, *command: Argument) -> Reply:
+        raise NotImplementedError
+
+    async def call_script(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Reply:
+        raise NotImplementedError
+
+    def subscribe(self, channels: Iterable[str], *, sharded: bool) -> None:
+        """Everything is heard."""
+
+    def unsubscribe(self, channels: Iterable[str]) -> None:
+        """Everything is heard."""
+
+    def hears(self, channel: str) -> bool:
+        return True
+
+    async def heard(self, channel: str) -> bool:
+        await trio.lowlevel.checkpoint()
+        return True
+
+    def execute(self) -> bool:
+        """Redis does the next command; false if there is none."""
+        if not self._commands:
+            return False
+        done, run = self._commands.popleft()
+        self._replies.append((done, run()))
+        return True
+
+    def reply(self) -> bool:
+        """The node hears the next reply; false if there is none."""
+        if not self._replies:
+            return False
+        done, reply = self._replies.popleft()
+        done(reply)
+        return True
+
+    def break_(self) -> None:
+        """The connection breaks: what has not been heard is never heard, executed or not."""
+        waiting = [done for done, _ in (*self._replies, *self._commands)]
+        self._replies.clear()
+        self._commands.clear()
+        for done in waiting:
+            done(LinkDown("cut"))
+
+
+class KnownNodes(Nodes):
+    """Nodes that are alive because the test says so."""
+
+    def __init__(self, link: HeldLink, keys: Keys, node: str, *others: str) -> None:
+        info = NodeInfo(id="", name=node)
+        super().__init__(link, keys, lambda: info, lambda _: None, node=node, lease=1.0, parting=1.0)
+        for other in others:
+            self.know(other)
+        self.settled = True
+
+    def know(self, node: str) -> None:
+        """It is alive."""
+        self._others[node] = NodeInfo(id=node, name=node)
+
+    def forget(self, node: str) -> None:
+        """It is no more."""
+        del self._others[node]

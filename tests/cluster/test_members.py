@@ -131,6 +131,18 @@ async def test_what_redis_has_evicted_is_told_anew(redis_at: RedisServer) -> Non
         assert here.count("lost_members") == 1
 
 
+async def test_versions_that_redis_has_evicted_are_told_anew(redis_at: RedisServer) -> None:
+    async with company(redis_at) as nodes:
+        here, there = await pair(nodes)
+        here.come("r", "s1")
+        await until(lambda: hears(there, "r", "s1"))
+        with nodes.client() as client:
+            client.delete(nodes.keys.member_nodes("r"))
+        here.come("r", "s2")
+        await until(lambda: hears(there, "r", "s1", "s2"))
+        assert here.count("lost_members") == 1
+
+
 async def test_a_sign_of_life_finds_what_redis_has_evicted(redis_at: RedisServer) -> None:
     async with company(redis_at) as nodes:
         here, there = await pair(nodes)

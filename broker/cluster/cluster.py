@@ -134,7 +134,7 @@ class RedisCluster:
         Raises :class:`~broker.errors.ConfigurationError` if Redis can never be used with these settings.
         """
         options = self._config.options
-        self._ingest = Ingest(hub, self._rejected, options, clock=self._wall)
+        self._ingest = Ingest(hub, self._rejected, options, self.peers.remember, clock=self._wall)
         self._reader = Reader(
             self._link,
             self._keys,

@@ -18,11 +18,21 @@ from broker.protocol.events import Event
 
 
 class Ingest:
-    """Turns messages of backends into events of the hub."""
+    """Turns messages of backends into events of the hub.
+
+    ``remember(event, ttl)`` keeps one as the newest of its slot, for who joins later on any node.
+    """
 
     def __init__(
-        self, events: Events, rejected: Rejected, options: Options, *, clock: Callable[[], float] = time.time
+        self,
+        events: Events,
+        rejected: Rejected,
+        options: Options,
+        remember: Callable[[Event, float], None],
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        self._remember = remember
         self._events = events
         self._rejected = rejected
         self._options = options
@@ -37,7 +47,13 @@ class Ingest:
         events: list[Event] = []
         for room, payload in messages:
             try:
-                events.append(decode_message(room, payload, options(room), now))
+                wanted = options(room)
+                event = decode_message(room, payload, wanted, now)
+                events.append(event)
+                if event.slot is not None and wanted.last_value and not wanted.history:
+                    self._remember(
+                        event, wanted.history_ttl
+                    )  # each node that heard it does; the newest stays
             except BrokerError as error:
                 self._refused += 1
                 self._rejected.reject(Saying("room", room, payload), error)

@@ -232,6 +232,10 @@ class RedisPeers:
         """See :meth:`broker.engine.peers.Peers.relay`."""
         self._relay.relay(event, remember)
 
+    def remember(self, event: Event, ttl: float) -> None:
+        """Keep what a backend told all nodes as the newest of its slot, for ``ttl`` (s)."""
+        self._relay.remember(event, ttl)
+
     # -- members ------------------------------------------------------------------------
 
     def touch(self, room: str, session: SessionId, user: UserId | None, member: Described | None) -> None:

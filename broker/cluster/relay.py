@@ -20,7 +20,7 @@ import trio
 
 from broker.cluster import wire
 from broker.cluster.keys import Keys
-from broker.cluster.link import Link, LinkError, Reply, load_script
+from broker.cluster.link import Done, Link, LinkError, Reply, load_script
 from broker.logs import Throttle, get_logger
 from broker.protocol.events import Event
 
@@ -114,6 +114,12 @@ class Relay:
             del self._bundles[event.room]
             self._send(event.room, bundle)
 
+    def remember(self, event: Event, ttl: float) -> None:
+        """Keep an event that every node has heard as the newest of its slot, for ``ttl`` (s)."""
+        if event.slot is not None:
+            done = partial(self._sent, 0)
+            self._keep(done, event.room, b"", ttl, (event.slot, event.body))
+
     async def run(self) -> None:
         """Send what has gathered, until cancelled; what is there then is sent on the way out."""
         try:
@@ -143,13 +149,17 @@ class Relay:
             self._link.send(done, channel, command, channel, message)
             return
         pairs = [part for pair in bundle.slots.items() for part in pair]
+        self._keep(done, room, message, bundle.ttl, pairs)
+
+    def _keep(self, done: Done, room: str, message: bytes, ttl: float, pairs: Sequence[str | bytes]) -> None:
+        keys = self._keys
         self._link.send_script(
             done,
             REMEMBER,
-            [self._keys.slots(room), self._keys.slots_order(room), channel],
-            command,
+            [keys.slots(room), keys.slots_order(room), keys.live(room)],
+            "SPUBLISH" if self._link.clustered else "PUBLISH",
             message,
-            max(round(bundle.ttl * 1000), 1),
+            max(round(ttl * 1000), 1),
             self._slot_limit(room),
             *pairs,
         )

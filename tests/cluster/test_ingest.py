@@ -10,11 +10,34 @@ from redis.crc import key_slot
 from broker.cluster.ingest import Ingest
 from broker.cluster.link import Message
 from broker.cluster.rejected import PAYLOAD_BYTES, Rejected
-from broker.config import Redis
+from broker.config import Redis, RoomOptions
+from broker.protocol.events import Event
 from tests.cluster.backends import CONFIG, KEYS, Ear, body, linked, until
 from tests.redis_server import RedisServer, redis_server
 
 GOOD = b'{"event":"deal-updated","data":{"stage":"won"}}'
+
+
+def forget(_event: Event, _ttl: float) -> None:
+    """No room here remembers the newest of its slots."""
+
+
+async def test_the_newest_of_each_slot_is_remembered_where_rooms_do(redis_at: RedisServer) -> None:
+    kept: list[tuple[str, str | None, float]] = []
+    rooms = {
+        "board": RoomOptions(last_value=True, history_ttl=60.0),
+        "told": RoomOptions(),
+        "stored": RoomOptions(last_value=True, history=10),  # where the stream tells
+    }
+
+    def keep(event: Event, ttl: float) -> None:
+        kept.append((event.room, event.slot, ttl))
+
+    async with linked(Redis(url=redis_at.url)) as link:
+        ingest = Ingest(Ear(), Rejected(link, KEYS, 10), rooms.__getitem__, keep)
+        for room in rooms:
+            ingest.take([(room, b'{"event":"x","data":1,"slot":"s"}'), (room, GOOD)])
+    assert kept == [("board", "s", 60.0)]
 
 
 async def test_what_backends_publish_reaches_the_hub(redis_at: RedisServer) -> None:
@@ -23,7 +46,7 @@ async def test_what_backends_publish_reaches_the_hub(redis_at: RedisServer) -> N
     settings = Redis(url=redis_at.url)
     channels = {KEYS.backend(room): room for room in ("deal:1", "news")}
     async with linked(settings, on_messages=heard.extend) as link:
-        ingest = Ingest(ear, Rejected(link, KEYS, 10), CONFIG.options, clock=lambda: 5.0)
+        ingest = Ingest(ear, Rejected(link, KEYS, 10), CONFIG.options, forget, clock=lambda: 5.0)
         link.subscribe(channels, sharded=False)
         for channel in channels:
             assert await link.heard(channel)
@@ -47,7 +70,7 @@ async def test_the_same_bad_message_is_set_aside_once_by_all_nodes(redis_at: Red
         refusals = [Rejected(link, KEYS, 10) for link in (one, two)]
         ears = [Ear(), Ear()]
         for ear, rejected in zip(ears, refusals, strict=True):
-            ingest = Ingest(ear, rejected, CONFIG.options)
+            ingest = Ingest(ear, rejected, CONFIG.options, forget)
             ingest.take([("deal:1", b'{"event":"x"}'), ("deal:2", b'{"event":"x"}'), ("deal:1", GOOD)])
             assert ingest.statistics() == {"published": 1, "refused": 2}
             assert rejected.statistics() == {"rejected": 2, "rejected_bad_message": 2, "unrecorded": 0}
@@ -68,7 +91,7 @@ async def test_the_same_bad_message_is_set_aside_once_by_all_nodes(redis_at: Red
 
 async def test_of_a_long_message_the_beginning_is_kept(redis_at: RedisServer) -> None:
     async with linked(Redis(url=redis_at.url)) as link:
-        ingest = Ingest(Ear(), Rejected(link, KEYS, 10), CONFIG.options)
+        ingest = Ingest(Ear(), Rejected(link, KEYS, 10), CONFIG.options, forget)
         ingest.take([("deal:1", b"\xff" * 5000), ("deal:1", "é".encode() * 5000)])
         with redis_at.client(decode_responses=True) as client:
             await until(lambda: client.xlen(KEYS.rejected) == 2)
@@ -81,7 +104,7 @@ async def test_of_a_long_message_the_beginning_is_kept(redis_at: RedisServer) ->
 async def test_the_stream_of_rejected_is_capped(redis_at: RedisServer) -> None:
     async with linked(Redis(url=redis_at.url)) as link:
         rejected = Rejected(link, KEYS, 100)
-        ingest = Ingest(Ear(), rejected, CONFIG.options)
+        ingest = Ingest(Ear(), rejected, CONFIG.options, forget)
         ingest.take([("deal:1", b"%d" % number) for number in range(2000)])
         with redis_at.client() as client:
             await until(lambda: client.exists(KEYS.rejected))
@@ -95,5 +118,5 @@ async def test_what_cannot_be_set_aside_is_counted() -> None:
             rejected = Rejected(link, KEYS, 100)
             server.kill()
             await until(lambda: not link.up)
-            Ingest(Ear(), rejected, CONFIG.options).take([("deal:1", b"")])
+            Ingest(Ear(), rejected, CONFIG.options, forget).take([("deal:1", b"")])
             await until(lambda: rejected.statistics()["unrecorded"] == 1)

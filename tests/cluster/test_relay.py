@@ -110,6 +110,18 @@ async def test_the_newest_of_each_slot_is_remembered_in_order(redis_at: RedisSer
                 assert 0 < client.pttl(key) <= 60_000
 
 
+async def test_what_every_node_has_heard_is_remembered_and_not_told_again(redis_at: RedisServer) -> None:
+    async with company(redis_at) as nodes:
+        here, there = await nodes.start_all("here", "there")
+        await there.peers.attach("r")
+        here.peers.remember(event(1, slot="a"), 60.0)
+        here.peers.remember(event(2), 60.0)
+        here.peers.relay(event(3, slot="b"), remember=60.0)
+        await until(lambda: there.hub.received)
+        assert numbers(there.hub.received) == [3]
+        assert numbers(list(await there.peers.attach("r", slots=True))) == [1, 3]
+
+
 async def test_events_without_a_slot_or_not_to_be_kept_leave_nothing(redis_at: RedisServer) -> None:
     async with company(redis_at) as nodes:
         (here,) = await nodes.start_all("here")

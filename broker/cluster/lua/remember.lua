@@ -4,7 +4,7 @@
 -- KEYS[2]  sorted set: the slots in the order in which they were filled
 -- KEYS[3]  the room's live channel
 -- ARGV[1]  PUBLISH or SPUBLISH
--- ARGV[2]  the message
+-- ARGV[2]  the message; empty: nobody needs to be told
 -- ARGV[3]  how long the slots are kept after the last event (ms)
 -- ARGV[4]  how many slots are kept
 -- ARGV[5 ..]  pairs of slot and event, oldest first
@@ -29,4 +29,7 @@ if excess > 0 then
 end
 redis.call('PEXPIRE', slots, ARGV[3])
 redis.call('PEXPIRE', order, ARGV[3])
+if ARGV[2] == '' then
+  return 0
+end
 return redis.call(ARGV[1], channel, ARGV[2])

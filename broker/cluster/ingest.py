@@ -53,7 +53,7 @@ class Ingest:
                 if event.slot is not None and wanted.last_value and not wanted.history:
                     self._remember(
                         event, wanted.history_ttl
-                    )  # each node that heard it does; the newest stays
+                    )
             except BrokerError as error:
                 self._refused += 1
                 self._rejected.reject(Saying("room", room, payload), error)

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 import zstandard
 
+from bench.workload import SEQUENCE
+
 _RSV1 = 0x40
 _DEFLATE_TAIL = b"\x00\x00\xff\xff"
 """Stripped by the sender of a compressed message (RFC 7692 section 7.2.1)."""
@@ -115,6 +117,68 @@ class Broker:
         if head & _RSV1:
             return zlib.decompressobj(-15).decompress(payload + _DEFLATE_TAIL, _DECOMPRESSED_MAX)
         return payload
+
+
+class Acknowledged(Broker):
+    """Clients that publish with an ``id``: what counts as arrived is the reply, to the publisher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions: dict[int, tuple[str, int]] = {}
+        """Epoch and offset that each publish was given."""
+
+    def opening(self, room: str | None) -> list[str]:
+        """Nothing is joined: publishing needs no membership."""
+        return []
+
+    def publish(self, room: str, body: str) -> str:
+        return f'{{"op":"publish","id":"{SEQUENCE}","room":"{room}","event":"update","data":{body}}}'
+
+    def read(self, head: int, payload: bytes) -> Content:
+        acknowledged = []
+        others = []
+        for message in orjson.loads(payload):
+            if message["op"] == "ok":
+                number = int(message["id"])
+                self.positions[number] = message["epoch"], message["offset"]
+                acknowledged.append(number)
+            else:
+                others.append(message)
+        return Content(acknowledged, super().read(head, orjson.dumps(others)).notices)
+
+
+class Backends(Broker):
+    """Sessions as always, but events come from backends, which ``PUBLISH`` them in Redis."""
+
+    def publish(self, room: str, body: str) -> str:
+        words = ("PUBLISH", f"broker:room:{room}", f'{{"event":"update","data":{body}}}')
+        return f"*{len(words)}\r\n" + "".join(f"${len(word.encode())}\r\n{word}\r\n" for word in words)
+
+    def read(self, head: int, payload: bytes) -> Content:
+        if head == 0:  # not a frame: an error of Redis
+            return Content([], [payload.decode(errors="replace").strip()])
+        return super().read(head, payload)
+
+
+class Returning(Broker):
+    """Clients that come back and say where they were; ``positions``: room → epoch and offset."""
+
+    def __init__(self, positions: Mapping[str, tuple[str, int]]) -> None:
+        super().__init__()
+        self._positions = positions
+
+    def opening(self, room: str | None) -> list[str]:
+        if room is None:
+            return []
+        epoch, offset = self._positions[room]
+        return [_json({"op": "join", "id": 1, "room": room, "since": {"epoch": epoch, "offset": offset}})]
+
+    def read(self, head: int, payload: bytes) -> Content:
+        content = super().read(head, payload)
+        for message in orjson.loads(payload):
+            if message["op"] == "ok" and not message["recovered"]:
+                content.notices.append(f"not recovered: {message['room']}")
+        return content
 
 
 class SocketIO:

@@ -16,6 +16,9 @@
  * answered, and latency counts from the intended moment, so that a stalled
  * server cannot slow its own clock (coordinated omission).
  *
+ * A backend publishes by PUBLISH to Redis; it takes part as a connection that
+ * speaks Redis instead of WebSocket, on the same schedule.
+ *
  * Use: load PLAN RECORDING. The plan's layout is written by bench/plan.py, the
  * recording's is read by bench/recording.py; both mirror the structs below, in
  * native byte order. Talks with its parent in lines: on standard output
@@ -61,18 +64,20 @@ typedef uint64_t u64;
 /* ---- plan (bench/plan.py) and recording (bench/recording.py) ---- */
 
 struct plan_header {
-    char magic[8]; /* "blplan1" */
-    u32 port, sources, connections, requests, messages, scripts, templates, publishes;
+    char magic[8]; /* "blplan2" */
+    u32 sources, connections, requests, messages, scripts, templates, publishes;
     u32 in_flight; /* connections being set up at once; 0: all */
     u32 engine_io; /* answer the text "2" with "3" (Engine.IO's own ping) */
+    u32 gather;    /* publishes of one connection, due at one moment, that may go out as one */
     u64 connect_gap; /* ns between two connects; 0: none */
     u64 setup_timeout, lead, quiet, settle_timeout; /* ns */
 };
 
 struct plan_connection {
-    u32 request, script, final, flags, receive_buffer;
+    u32 request, script, final, flags, receive_buffer, port;
 };
 #define STOPS_READING 1u /* once ready, reads nothing until all is published */
+#define SPEAKS_REDIS 2u  /* no WebSocket: its templates are commands of Redis, its answers are skipped */
 
 struct plan_publish {
     u64 at; /* ns after the start */
@@ -228,7 +233,7 @@ static void read_plan(const char *path)
     close(fd);
     plan_end = cursor + size;
     memcpy(&plan, take(sizeof plan), sizeof plan);
-    if (memcmp(plan.magic, "blplan1", 8) != 0)
+    if (memcmp(plan.magic, "blplan2", 8) != 0)
         die("%s is no plan", path);
     requests = take_texts(plan.requests);
     messages = take_texts(plan.messages);
@@ -418,41 +423,84 @@ static void flush(u32 index)
         watch(index, interest(c));
 }
 
-/* One masked client frame (RFC 6455 section 5.3); a mark in the text becomes `number`. */
-static void send_frame(u32 index, u8 opcode, const struct text *text, u32 number)
+/* What is to be sent is put at outgoing + HEAD_MAX, so that a head of any length fits in front of it. */
+#define HEAD_MAX 14u
+#define OUTGOING_MAX (1u << 20)
+static u8 outgoing[HEAD_MAX + OUTGOING_MAX];
+
+/* Appends a text to what has `length` bytes so far; a mark in it becomes `number`. Returns the length then. */
+static u32 put(u32 length, const struct text *text, u32 number)
 {
-    static u8 frame[(1u << 20) + 16];
-    u32 at = 2, length = text->length;
-    if (length > 1u << 20)
-        die("a message of %u bytes is too long", length);
+    u8 *to = outgoing + HEAD_MAX + length;
+    if (text->length > OUTGOING_MAX - 2 - length) /* 2: a bracket or a comma, and a bracket */
+        die("a message of more than %u bytes is too long", OUTGOING_MAX);
+    memcpy(to, text->bytes, text->length);
+    if (text->mark != NONE)
+        for (int digit = 9; digit >= 0; digit--, number /= 10)
+            to[text->mark + (u32)digit] = (u8)('0' + number % 10);
+    return length + text->length;
+}
+
+/* Sends the first `length` bytes that were put, as one masked client frame (RFC 6455 section 5.3). */
+static void send_put(u32 index, u8 opcode, u32 length)
+{
+    u8 *payload = outgoing + HEAD_MAX;
+    u32 size = length < 126 ? 6 : length < 65536 ? 8 : 14, mask = random32();
+    u8 *frame = payload - size;
     frame[0] = 0x80 | opcode;
     if (length < 126) {
         frame[1] = 0x80 | (u8)length;
     } else if (length < 65536) {
         frame[1] = 0x80 | 126;
-        frame[at++] = (u8)(length >> 8);
-        frame[at++] = (u8)length;
+        frame[2] = (u8)(length >> 8);
+        frame[3] = (u8)length;
     } else {
         frame[1] = 0x80 | 127;
-        for (int shift = 56; shift >= 0; shift -= 8)
-            frame[at++] = (u8)((u64)length >> shift);
+        for (int i = 0; i < 8; i++)
+            frame[2 + i] = (u8)((u64)length >> (56 - 8 * i));
     }
-    u32 mask = random32();
-    memcpy(frame + at, &mask, 4);
-    at += 4;
-    memcpy(frame + at, text->bytes, length);
-    if (text->mark != NONE)
-        for (int digit = 9; digit >= 0; digit--, number /= 10)
-            frame[at + text->mark + (u32)digit] = (u8)('0' + number % 10);
+    memcpy(payload - 4, &mask, 4);
     u64 mask8 = ((u64)mask << 32) | mask;
     u32 i = 0;
     for (; i + 8 <= length; i += 8) {
-        u64 value = word(frame + at + i) ^ mask8;
-        memcpy(frame + at + i, &value, 8);
+        u64 value = word(payload + i) ^ mask8;
+        memcpy(payload + i, &value, 8);
     }
     for (; i < length; i++)
-        frame[at + i] ^= ((u8 *)&mask)[i & 3];
-    send_bytes(index, frame, at + length);
+        payload[i] ^= ((u8 *)&mask)[i & 3];
+    send_bytes(index, frame, size + length);
+}
+
+static void send_frame(u32 index, u8 opcode, const struct text *text, u32 number)
+{
+    send_put(index, opcode, put(0, text, number));
+}
+
+/* `count` publishes as one array of messages, or as one write of commands. */
+static void send_publishes(u32 index, u32 first, u32 count)
+{
+    int redis = planned[index].flags & SPEAKS_REDIS, array = !redis && count > 1;
+    u32 length = 0;
+    for (u32 i = 0; i < count; i++) {
+        if (array)
+            outgoing[HEAD_MAX + length++] = i ? ',' : '[';
+        length = put(length, &templates[publishes[first + i].template], first + i);
+    }
+    if (array)
+        outgoing[HEAD_MAX + length++] = ']';
+    if (redis)
+        send_bytes(index, outgoing + HEAD_MAX, length);
+    else
+        send_put(index, 1, length);
+}
+
+static void note(u32 index, const u8 *payload, u32 length, u8 head, u64 now)
+{
+    u32 known = intern(payload, length, head);
+    if (record_count < RECORDS_MAX)
+        records[record_count++] = (struct record){now, index, known};
+    else
+        overflow++;
 }
 
 static void data_frame(u32 index, const u8 *payload, u32 length, u8 head, u32 wire, u64 now)
@@ -465,11 +513,7 @@ static void data_frame(u32 index, const u8 *payload, u32 length, u8 head, u32 wi
     }
     outcomes[index].frames++;
     outcomes[index].bytes += wire;
-    u32 known = intern(payload, length, head);
-    if (record_count < RECORDS_MAX)
-        records[record_count++] = (struct record){now, index, known};
-    else
-        overflow++;
+    note(index, payload, length, head, now);
     last_data = now;
     if (c->state == OPENING) { /* each answer releases the next message of the script */
         const struct script *script = &scripts[planned[index].script];
@@ -559,10 +603,27 @@ static u32 upgrade(u32 index, const u8 *buffer, u32 length, u64 now)
     return (u32)(end - buffer) + 4;
 }
 
+/* Answers of Redis; the same return values as frames(). Only errors are noted, as payloads with the head 0. */
+static u32 answers(u32 index, const u8 *buffer, u32 length, u64 now)
+{
+    u32 at = 0;
+    const u8 *end;
+    while ((end = memchr(buffer + at, '\n', length - at)) != NULL) {
+        outcomes[index].frames++;
+        if (buffer[at] == '-')
+            note(index, buffer + at, (u32)(end - buffer) - at, 0, now);
+        at = (u32)(end - buffer) + 1;
+    }
+    outcomes[index].bytes += at;
+    return at;
+}
+
 static u32 understand(u32 index, const u8 *buffer, u32 length, u64 now, u32 *want)
 {
     u32 used = 0;
     *want = 0;
+    if (planned[index].flags & SPEAKS_REDIS)
+        return answers(index, buffer, length, now);
     if (connections[index].state == UPGRADING) {
         used = upgrade(index, buffer, length, now);
         if (used == 0 || used == UINT32_MAX)
@@ -641,7 +702,7 @@ static void start_connection(u32 index)
         }
     }
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    address.sin_port = htons((u16)plan.port);
+    address.sin_port = htons((u16)p->port);
     if (connect(c->fd, (struct sockaddr *)&address, sizeof address) < 0 && errno != EINPROGRESS) {
         end_connection(index, CONNECT_FAILED, (u32)errno);
         return;
@@ -661,8 +722,14 @@ static void connected(u32 index)
         end_connection(index, CONNECT_FAILED, (u32)problem);
         return;
     }
-    c->state = UPGRADING;
     watch(index, EPOLLIN);
+    if (planned[index].flags & SPEAKS_REDIS) {
+        c->state = READY;
+        outcomes[index].upgraded = outcomes[index].ready = clock_ns();
+        ready++;
+        return;
+    }
+    c->state = UPGRADING;
     const struct text *request = &requests[planned[index].request];
     send_bytes(index, request->bytes, request->length);
 }
@@ -686,17 +753,23 @@ static u64 start_connections(u64 now) /* returns when the next one is due; 0: wh
 
 static u64 publish_due(u64 now) /* returns when the next one is due; 0: all are sent */
 {
-    for (; next_publish < plan.publishes; next_publish++) {
+    while (next_publish < plan.publishes) {
         const struct plan_publish *p = &publishes[next_publish];
         if (start + p->at > now) {
             now = clock_ns();
             if (start + p->at > now)
                 return start + p->at;
         }
-        if (connections[p->connection].state != READY)
-            continue; /* sent_at stays 0: told as never sent */
-        sent_at[next_publish] = clock_ns();
-        send_frame(p->connection, 1, &templates[p->template], next_publish);
+        u32 count = 1, left = plan.publishes - next_publish;
+        while (count < plan.gather && count < left && p[count].at == p->at && p[count].connection == p->connection)
+            count++;
+        if (connections[p->connection].state == READY) { /* else sent_at stays 0: told as never sent */
+            u64 moment = clock_ns();
+            for (u32 i = 0; i < count; i++)
+                sent_at[next_publish + i] = moment;
+            send_publishes(p->connection, next_publish, count);
+        }
+        next_publish += count;
     }
     return 0;
 }
@@ -874,7 +947,7 @@ int main(int count, char **arguments)
         wait_events(phase == HELD && told_go ? now : phase == PUBLISHING && due == 0 ? now : due);
     }
     for (u32 i = 0; i < plan.connections; i++)
-        if (connections[i].state == READY || connections[i].state == OPENING)
+        if ((connections[i].state == READY || connections[i].state == OPENING) && !(planned[i].flags & SPEAKS_REDIS))
             send_frame(i, 8, &(struct text){2, NONE, (const u8 *)"\x03\xe8"}, 0);
     write_recording(arguments[2]);
     return 0;

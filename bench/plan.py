@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from bench.workload import SEQUENCE, Workload
 
 _NONE = 0xFFFFFFFF
 _STOPS_READING = 1
+_SPEAKS_REDIS = 2
 _DEAF_RECEIVE_BUFFER = 4096
 """Small (B), so that what a deaf client leaves unread waits in the server and not in the kernel."""
 
 _CONNECTION = np.dtype(
-    [(name, np.uint32) for name in ("request", "script", "final", "flags", "receive_buffer")]
+    [(name, np.uint32) for name in ("request", "script", "final", "flags", "receive_buffer", "port")]
 )
 _PUBLISH = np.dtype([("at", np.uint64), ("connection", np.uint32), ("template", np.uint32)])
 
@@ -51,25 +53,25 @@ class _Table:
         return len(self._numbers)
 
 
-def write_plan(path: Path, workload: Workload, dialect: Dialect, port: int, pace: Pace) -> None:
-    """Write the plan of ``workload`` against the server on ``port``."""
+def write_plan(path: Path, workload: Workload, dialect: Dialect, ports: Sequence[int], pace: Pace) -> None:
+    """Write the plan of ``workload`` against the servers on ``ports``, in the order of its ``place``."""
     messages, templates = _Table(), _Table()
     scripts = _scripts(workload, dialect, messages)
-    connections = _connections(workload, scripts, dialect, messages)
+    connections = _connections(workload, scripts, dialect, messages, ports)
     publishes = _publishes(workload, dialect, templates)
     header = struct.pack(
         "=8s10I5Q",
-        b"blplan1",
-        port,
+        b"blplan2",
         pace.sources,
         workload.connections,
-        1,
+        len(ports),
         len(messages),
         len(scripts),
         len(templates),
         workload.publishes,
         pace.in_flight,
         dialect.engine_io,
+        workload.gather,
         round(1e9 / pace.connect_rate) if pace.connect_rate else 0,
         *(
             round(seconds * 1e9)
@@ -78,7 +80,8 @@ def write_plan(path: Path, workload: Workload, dialect: Dialect, port: int, pace
     )
     with path.open("wb") as file:
         file.write(_pad(header))
-        file.write(_pack_text(_request(dialect, port)))
+        for port in ports:
+            file.write(_pack_text(_request(dialect, port)))
         file.write(messages.pack())
         file.write(templates.pack())
         for texts in scripts.values():
@@ -112,16 +115,24 @@ def _scripts(workload: Workload, dialect: Dialect, messages: _Table) -> dict[int
 
 
 def _connections(
-    workload: Workload, scripts: dict[int, list[int]], dialect: Dialect, messages: _Table
+    workload: Workload,
+    scripts: dict[int, list[int]],
+    dialect: Dialect,
+    messages: _Table,
+    ports: Sequence[int],
 ) -> np.ndarray:
     connections = np.zeros(workload.connections, dtype=_CONNECTION)
     numbers = {room: number for number, room in enumerate(scripts)}
     connections["script"] = [numbers[room] for room in workload.member.tolist()]
+    place = np.zeros(workload.connections, dtype=np.int32) if workload.place is None else workload.place
+    connections["request"] = place
+    connections["port"] = np.array(ports, dtype=np.uint32)[place]
+    connections["flags"][sorted(workload.backends)] |= _SPEAKS_REDIS
     connections["final"] = _NONE
     if workload.asks:
         connections["final"][np.unique(workload.publisher)] = messages.add(dialect.ask())
     deaf = sorted(workload.deaf)
-    connections["flags"][deaf] = _STOPS_READING
+    connections["flags"][deaf] |= _STOPS_READING
     connections["receive_buffer"][deaf] = _DEAF_RECEIVE_BUFFER
     return connections
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -18,7 +18,7 @@ from bench.dialect import Broker, Dialect, SocketIO
 from bench.load import LoadClient, LoadError
 from bench.plan import Pace, write_plan
 from bench.recording import Recording
-from bench.servers import Server, ServerError
+from bench.servers import Measured, Server, ServerError
 from bench.tools import CACHE, Unavailable
 from bench.workload import Workload
 
@@ -83,6 +83,12 @@ class Run:
     """Of the load client, while publishing."""
     disturbed: float
     """Percent of the server's core that went to anything else (other processes, the hypervisor)."""
+    shared: float
+    """Percent that the load client's core was busy, with it and with whatever runs there."""
+    by_process: Mapping[str, int] = field(default_factory=dict)
+    """CPU while publishing, process by process."""
+    memory_by_process: Mapping[str, int] = field(default_factory=dict)
+    """Memory at the end, process by process."""
 
     def sample(self, subject: str, repeat: int, **metrics: float) -> Sample:
         """A sample with the latencies and the faults of this run, and ``metrics``."""
@@ -159,7 +165,7 @@ class Bench:
 
 def run(
     bench: Bench,
-    server: Server,
+    server: Measured,
     dialect: Dialect,
     workload: Workload,
     pace: Pace | None = None,
@@ -172,59 +178,123 @@ def run(
     """
     pace = pace or Pace()
     plan = CACHE / f"plan-{os.getpid()}"
-    peak = memory_rest = server.memory()
+    meter = Meter(bench, server)
+    peak = memory_rest = meter.memory()
     seconds = float(workload.at[-1]) / 1e9 if workload.publishes else 0.0
 
     def progress(name: str, done: int, total: int) -> None:
         nonlocal peak
         bench.display.phase(name, done, total)
         if name != "setup":
-            server.check()
-            peak = max(peak, server.memory())
+            meter.check()
+            peak = max(peak, meter.memory())
 
     try:
-        write_plan(plan, workload, dialect, server.port, pace)
-        before = _core_busy(bench.server_core), time.monotonic(), server.cpu()
+        write_plan(plan, workload, dialect, server.ports, pace)
+        before = meter.read()
         with LoadClient(plan, bench.client_core, progress) as client:
             client.wait("ready", pace.setup_timeout + 10)
-            cpu_ready = server.cpu()
-            _wait(settle, server)
-            memory_ready = server.memory()
-            cpu_start, client_start, wakes = server.cpu(), client.cpu(), server.wakes()
+            ready = meter.read()
+            _wait(settle, meter)
+            memory_ready = meter.memory()
+            start, client_start = meter.read(), client.cpu()
             if workload.publishes:
                 client.go()
                 client.wait("done", pace.lead + seconds + 2 * pace.settle_timeout + 10)
-            cpu_end, memory_end = server.cpu(), server.memory()
-            client_cpu, wakes = client.cpu() - client_start, server.wakes() - wakes
-            after = _core_busy(bench.server_core), time.monotonic(), cpu_end
+            end, memory_end = meter.read(), meter.memories()
+            client_cpu = client.cpu() - client_start
             recording = client.finish()
     except LoadError:
-        server.check()
+        meter.check()
         raise
     finally:
         plan.unlink(missing_ok=True)
-    server.check()
+    meter.check()
     bench.display.phase("check", 0, 0)
     return Run(
         verdict=analyse(workload, recording, dialect.read),
         recording=recording,
         seconds=max(seconds, 1e-9),
-        cpu_setup=cpu_ready - before[2],
-        cpu=cpu_end - cpu_start,
+        cpu_setup=ready.total - before.total,
+        cpu=end.total - start.total,
         memory_rest=memory_rest,
         memory_ready=memory_ready,
-        memory_end=memory_end,
-        memory_peak=max(peak, memory_ready, memory_end),
-        wakes=wakes,
+        memory_end=sum(memory_end.values()),
+        memory_peak=max(peak, memory_ready, sum(memory_end.values())),
+        wakes=end.wakes - start.wakes,
         client_cpu=client_cpu,
-        disturbed=_others(before, after),
+        disturbed=end.others_since(before),
+        shared=end.shared_since(start),
+        by_process={name: end.cpu[name] - cpu for name, cpu in start.cpu.items()},
+        memory_by_process=memory_end,
     )
 
 
-def _wait(seconds: float, server: Server) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What had been used up at one moment: CPU in ns, cores in seconds."""
+
+    at: float
+    cpu: Mapping[str, int]
+    on_core: int
+    """CPU of those processes that run on the servers' core."""
+    wakes: int
+    server_core: float
+    client_core: float
+
+    @property
+    def total(self) -> int:
+        """CPU of all processes."""
+        return sum(self.cpu.values())
+
+    def others_since(self, before: Reading) -> float:
+        """Percent of the servers' core that went to anything but the processes measured."""
+        own = (self.on_core - before.on_core) / 1e9
+        return max(0.0, 100 * (self.server_core - before.server_core - own) / (self.at - before.at))
+
+    def shared_since(self, before: Reading) -> float:
+        """Percent that the load client's core was busy."""
+        return 100 * (self.client_core - before.client_core) / max(1e-9, self.at - before.at)
+
+
+class Meter:
+    """Reads what the processes of a run have used."""
+
+    def __init__(self, bench: Bench, measured: Measured) -> None:
+        self._bench = bench
+        self._processes = measured.processes
+
+    def check(self) -> None:
+        """Raise :class:`ServerError` if one of them is no longer running."""
+        for process in self._processes:
+            process.check()
+
+    def memories(self) -> dict[str, int]:
+        """Resident memory of each (B)."""
+        return {process.name: process.memory() for process in self._processes}
+
+    def memory(self) -> int:
+        """Resident memory of all (B)."""
+        return sum(self.memories().values())
+
+    def read(self) -> Reading:
+        """Now."""
+        cpu = {process.name: process.cpu() for process in self._processes}
+        core = self._bench.server_core
+        return Reading(
+            at=time.monotonic(),
+            cpu=cpu,
+            on_core=sum(cpu[process.name] for process in self._processes if process.core == core),
+            wakes=sum(process.wakes() for process in self._processes),
+            server_core=_core_busy(core),
+            client_core=_core_busy(self._bench.client_core),
+        )
+
+
+def _wait(seconds: float, meter: Meter) -> None:
     deadline = time.monotonic() + seconds
     while (left := deadline - time.monotonic()) > 0:
-        server.check()
+        meter.check()
         time.sleep(min(left, 0.5))
 
 
@@ -237,8 +307,3 @@ def _core_busy(core: int | None) -> float:
             user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, ticks[:8])
             return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
     return 0.0
-
-
-def _others(before: tuple[float, float, int], after: tuple[float, float, int]) -> float:
-    busy, wall, own = (b - a for a, b in zip(before, after, strict=True))
-    return max(0.0, 100 * (busy - own / 1e9) / wall)

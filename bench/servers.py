@@ -9,9 +9,10 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol, Self
 
 from bench.tools import CACHE, HERE, ROOT, Unavailable, compiled, cpu_time, node_modules, on_core
 
@@ -53,32 +54,27 @@ class ServerError(Exception):
     """A subject did not start, or died."""
 
 
-class Server:
-    """A running subject, pinned to ``core``. A context manager: leaving it stops the process.
+class Process:
+    """A process under measurement, pinned to ``core``. A context manager: leaving it stops the process.
 
-    ``port`` is its client port, ``admin`` the URL of its admin port where it has one.
+    Standard output is :attr:`said`, everything else it says goes to a file.
     """
 
-    def __init__(self, name: str, core: int | None, extra: list[str] | None = None) -> None:
+    def __init__(self, name: str, core: int | None, command: Sequence[str]) -> None:
         self.name = name
+        self.core = core
         CACHE.mkdir(parents=True, exist_ok=True)
-        self._log = CACHE / f"{name}.log"
-        command = COMMANDS[name]() + (extra or [])
+        self._log = CACHE / f"{name.replace(' ', '-')}.log"
         with self._log.open("wb") as log, on_core(core):
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, cwd=ROOT
             )
-        try:
-            self.port, self.admin = self._wait_ready()
-        except BaseException:
-            self.stop()
-            raise
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -94,15 +90,19 @@ class Server:
             try:
                 process.wait(_STOP_TIMEOUT)
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(_STOP_TIMEOUT)
+                self.kill()
         if process.stdout is not None:
             process.stdout.close()
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for it."""
+        self._process.kill()
+        self._process.wait(_STOP_TIMEOUT)
 
     def check(self) -> None:
         """Raise :class:`ServerError` if it is no longer running."""
         if self._process.poll() is not None:
-            raise ServerError(f"{self.name} ended with {self._process.returncode}:\n{self._tail()}")
+            raise ServerError(f"{self.name} ended with {self._process.returncode}:\n{self.tail()}")
 
     def cpu(self) -> int:
         """CPU time of all its threads so far (ns)."""
@@ -123,6 +123,34 @@ class Server:
         assert found is not None
         return int(found[1]) * 1024
 
+    def tail(self) -> str:
+        """The end of what it said on standard error."""
+        return self._log.read_bytes()[-_TAIL:].decode(errors="replace").strip()
+
+
+class Server(Process):
+    """A running subject. ``port`` is for clients, ``admin`` the URL of its admin port where it has one."""
+
+    def __init__(
+        self, name: str, core: int | None, extra: list[str] | None = None, label: str | None = None
+    ) -> None:
+        super().__init__(label or name, core, COMMANDS[name]() + (extra or []))
+        try:
+            self.port, self.admin = self._wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def ports(self) -> Sequence[int]:
+        """Where the load may connect to."""
+        return (self.port,)
+
+    @property
+    def processes(self) -> Sequence[Process]:
+        """What is measured."""
+        return (self,)
+
     def _wait_ready(self) -> tuple[int, str | None]:
         assert self._process.stdout is not None
         deadline = time.monotonic() + _START_TIMEOUT
@@ -132,16 +160,25 @@ class Server:
             while b"\n" not in said:
                 if not selector.select(max(0.0, deadline - time.monotonic())):
                     raise ServerError(
-                        f"{self.name} was not ready within {_START_TIMEOUT:.0f} s:\n{self._tail()}"
+                        f"{self.name} was not ready within {_START_TIMEOUT:.0f} s:\n{self.tail()}"
                     )
                 more = os.read(self._process.stdout.fileno(), 4096)
                 if not more:
-                    raise ServerError(f"{self.name} did not start:\n{self._tail()}")
+                    raise ServerError(f"{self.name} did not start:\n{self.tail()}")
                 said += more
         found = _READY.match(said.decode())
         if found is None:
             raise ServerError(f"{self.name} said {said!r} instead of 'ready ws://HOST:PORT/…'")
         return int(found[1]), found[2]
 
-    def _tail(self) -> str:
-        return self._log.read_bytes()[-_TAIL:].decode(errors="replace").strip()
+
+class Measured(Protocol):
+    """What a run is measured against: one server, or several processes that serve together."""
+
+    @property
+    def ports(self) -> Sequence[int]:
+        """Where the load may connect to, in the order that :attr:`bench.workload.Workload.place` means."""
+
+    @property
+    def processes(self) -> Sequence[Process]:
+        """What is measured; their names are distinct."""

@@ -28,6 +28,11 @@ class Workload:
     ``deaf`` read nothing once they have joined, and are not held to
     account. With ``asks`` every publisher ends with a question; its answer
     proves that the server has handled all that came before it.
+
+    With several servers ``place`` gives each connection its own, as an index
+    (``None``: all to the first). Those in ``backends`` are no clients: they speak
+    to Redis. Publishes that stand together, of one connection and due at one
+    moment, go out as one array or one pipeline of at most ``gather``.
     """
 
     rooms: Sequence[str]
@@ -38,6 +43,9 @@ class Workload:
     bodies: Sequence[str]
     deaf: frozenset[int] = frozenset()
     asks: bool = False
+    place: NDArray[np.int32] | None = None
+    backends: frozenset[int] = frozenset()
+    gather: int = 1
 
     @property
     def connections(self) -> int:
@@ -126,3 +134,53 @@ def silent(connections: int) -> Workload:
         room=nothing(),
         bodies=[],
     )
+
+
+def from_elsewhere(
+    sessions: int,
+    rooms: int,
+    senders: int,
+    at: NDArray[np.uint64],
+    bodies: Sequence[str],
+    *,
+    sessions_at: int,
+    senders_at: int,
+    backends: bool = False,
+    gather: int = 1,
+) -> Workload:
+    """``sessions`` spread over ``rooms`` on one server, and ``senders`` on another that are in none of them.
+
+    Publishes go round the rooms; the senders take turns, each with ``gather`` at a time.
+    """
+    number = np.arange(len(at), dtype=np.int64)
+    places = [np.full(sessions, sessions_at, dtype=np.int32), np.full(senders, senders_at, dtype=np.int32)]
+    members = [(np.arange(sessions) % rooms).astype(np.int32), np.full(senders, -1, dtype=np.int32)]
+    return Workload(
+        rooms=[f"bench:{index}" for index in range(rooms)],
+        member=np.concatenate(members),
+        at=at,
+        publisher=(sessions + number // gather % senders).astype(np.int32),
+        room=(number % rooms).astype(np.int32),
+        bodies=bodies,
+        place=np.concatenate(places),
+        backends=frozenset(range(sessions, sessions + senders)) if backends else frozenset(),
+        gather=gather,
+    )
+
+
+def in_turn(connections: int, at: NDArray[np.uint64], bodies: Sequence[str], prefix: str) -> Workload:
+    """Each connection has a room of its own and publishes there, one after the other."""
+    turn = (np.arange(len(at)) % connections).astype(np.int32)
+    return Workload(
+        rooms=[f"{prefix}:{index}" for index in range(connections)],
+        member=np.arange(connections, dtype=np.int32),
+        at=at,
+        publisher=turn,
+        room=turn,
+        bodies=bodies,
+    )
+
+
+def together(at: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
+    """The same publishes, ``count`` at a time: all of them at the moment at which the first was due."""
+    return at[np.arange(len(at)) // count * count]

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from bench.scenarios.base import Bar, Column, Scenario
 from bench.scenarios.batched import Batched
+from bench.scenarios.cluster_durable import ClusterDurable
+from bench.scenarios.cluster_ingest import ClusterIngest
+from bench.scenarios.cluster_link import ClusterLink
+from bench.scenarios.cluster_rooms import ClusterRooms
 from bench.scenarios.compression import Compression
 from bench.scenarios.connect import Connect
 from bench.scenarios.fanout import FanOut
@@ -21,6 +25,10 @@ SCENARIOS: tuple[type[Scenario], ...] = (
     Idle,
     Compression,
     Slow,
+    ClusterRooms,
+    ClusterDurable,
+    ClusterIngest,
+    ClusterLink,
 )
 
 __all__ = ["SCENARIOS", "Bar", "Column", "Scenario"]

@@ -36,7 +36,7 @@ def run(load: Workload, tmp_path: Path) -> list[str]:
     plan = tmp_path / "plan"
     CACHE.mkdir(parents=True, exist_ok=True)
     with Server("floor", None) as server:
-        write_plan(plan, load, Broker(), server.port, PACE)
+        write_plan(plan, load, Broker(), server.ports, PACE)
         with LoadClient(plan, None, ignore) as client:
             assert client.wait("ready", 30) == (load.connections, load.connections)
             if load.publishes:
@@ -73,7 +73,7 @@ def test_nobody_listens(tmp_path: Path) -> None:
 
 
 def _nobody_listens(plan: Path, port: int) -> None:
-    write_plan(plan, silent(3), Broker(), port, PACE)
+    write_plan(plan, silent(3), Broker(), [port], PACE)
     with LoadClient(plan, None, ignore) as client:
         assert client.wait("ready", 30) == (0, 3)
         recording = client.finish()
@@ -84,7 +84,7 @@ def _nobody_listens(plan: Path, port: int) -> None:
 
 def record(server: DribblingServer, tmp_path: Path, dialect: Dialect | None = None) -> Recording:
     plan = tmp_path / "plan"
-    write_plan(plan, silent(1), dialect or Broker(), server.port, PACE)
+    write_plan(plan, silent(1), dialect or Broker(), [server.port], PACE)
     with server, LoadClient(plan, None, ignore) as client:
         client.wait("ready", 30)
         client.go()

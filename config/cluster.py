@@ -58,6 +58,8 @@ def main(first_port: int) -> int:
             print(error, file=sys.stderr)
             return 2
         except KeyboardInterrupt:
+            for number in (signal.SIGINT, signal.SIGTERM):  # a second one must not leave somebody running
+                signal.signal(number, signal.SIG_IGN)
             print("\nending", flush=True)
             for process in nodes.values():
                 process.terminate()  # all at once; each is waited for below

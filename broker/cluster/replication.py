@@ -63,7 +63,7 @@ class Replication(Generic[T]):
                 verdict = reply
             elif reply < self._replicas:
                 self.too_few += 1
-                verdict = LinkError(f"only {reply} of {self._replicas} replicas have it")
+                verdict = LinkError(f"NOREPLICAS only {reply} of {self._replicas} replicas have it")
             for publish, answer in group:
                 stored = answer[0]
                 self._finish(publish, stored if verdict is None or isinstance(stored, LinkError) else verdict)

@@ -96,8 +96,8 @@ class _Room:
         self.stale: dict[str, int] = {}
         """Nodes that have to be read, and the version that this must have."""
         self.flying = False
-        self.touched: set[str] = set()
-        """Nodes of which something was heard while a read was under way."""
+        self.touched: dict[str, int] = {}
+        """Nodes that were heard of while a read was under way, and the version that they told last."""
         self.settled = trio.Event()
         """Whoever attaches need not wait."""
 
@@ -295,7 +295,7 @@ class Mates:
         for node, (version, mates) in said.items():
             if not self._nodes.lives(node):
                 self._meet(node, room)
-            elif version > record.versions.get(node, 0):
+            elif version > record.versions.get(node, 0) and version >= record.touched.get(node, 0):
                 record.versions[node] = version
                 self.events.know_mates(room, node, mates)
         record.stale = {
@@ -327,7 +327,7 @@ class Mates:
             record = self._rooms.get(room)
             if record is not None:
                 record.stale[node] = 0
-                record.touched.add(node)
+                record.touched.setdefault(node, 0)
                 self._due[room] = None
         self._pump()
 
@@ -381,7 +381,7 @@ class Mates:
             self._cannot_read(room, node, error)
             change = _Change(anew=True)
         if record.flying:
-            record.touched.add(node)
+            record.touched[node] = version
         if change.anew or change.after != known:
             self.missed += not change.anew
             record.stale[node] = version

@@ -9,7 +9,7 @@ from __future__ import annotations
 import orjson
 import trio
 import trio.testing
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from broker.cluster import wire
@@ -32,6 +32,14 @@ STEPS = st.one_of(
     st.tuples(st.sampled_from(["break", "rejoin", "die", "look"])),
 )
 LOSSES = st.tuples(st.sampled_from(["miss", "lose"]))
+RACE = [("come", 0, 0), ("tell",), ("read",), ("go", 0), ("tell",), ("hear",), ("hear",), ("learn",)]
+"""Who has come and gone is read as there, and that is learned last."""
+STRANGER = [("read",), ("learn",), ("come", 0, 0), ("tell",), ("hear",), ("die",), ("tell",), ("hear",)]
+"""A node tells all before anybody has heard that it is alive."""
+LATE_STRANGER = [
+    ("read",), ("learn",), ("die",), ("come", 0, 0), ("rejoin",), ("read",), ("tell",), ("hear",),
+]  # fmt: skip
+"""The same, and what was read before that is learned after it is known to be alive."""
 
 
 class Pair:
@@ -160,6 +168,9 @@ class Pair:
 
 
 @settings(max_examples=400)
+@example(RACE)
+@example(STRANGER)
+@example(LATE_STRANGER)
 @given(st.lists(STEPS, min_size=10, max_size=60))
 def test_in_whatever_order_things_happen_the_truth_is_learned(steps: list[tuple[object, ...]]) -> None:
     trio.run(Pair().run, steps)

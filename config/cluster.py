@@ -49,7 +49,8 @@ def main(first_port: int) -> int:
             port = stack.enter_context(running_redis(Path(directory)))
             for number in range(NODES):
                 name = f"node-{number + 1}"
-                nodes[name] = stack.enter_context(running_node(name, first_port + number * BETWEEN, port))
+                where = first_port + number * BETWEEN
+                nodes[name] = stack.enter_context(running_node(name, where, port, Path(directory)))
             for name, process in nodes.items():
                 wait_until_ready(name, process)
             print(how_to_try(first_port, port, Path(directory)), flush=True)
@@ -102,11 +103,11 @@ def answers(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def running_node(name: str, port: int, redis_port: int) -> Iterator[Process]:
+def running_node(name: str, port: int, redis_port: int, directory: Path) -> Iterator[Process]:
     """One node, starting. What it logs is shown with its name in front."""
     line = [sys.executable, "-m", "broker", "serve", "--config", str(HERE / "dev.toml"), "--node", name]
     line += ["--port", str(port), "--admin-port", str(port + 1)]
-    line += ["--redis", f"redis://127.0.0.1:{redis_port}/0"]
+    line += ["--redis", f"redis://127.0.0.1:{redis_port}/0", "--data", str(directory / name)]
     with ended_after(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         threading.Thread(target=show, args=(name, process.stderr), daemon=True).start()

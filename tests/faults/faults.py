@@ -19,6 +19,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final, TypeVar
 
+import redis
 import trio
 
 from broker.cluster.keys import Keys
@@ -276,9 +277,10 @@ async def subscribers_killed(house: Cluster, random: Random) -> None:
 async def kill_clients(house: Cluster, random: Random, kind: str) -> None:
     """All of one type but ours."""
     with house.redis.client() as client:
-        for _ in range(3):
-            client.client_kill_filter(_type=kind, skipme=True)
+        assert client.client_kill_filter(_type=kind, skipme=True) >= len(house.nodes)
+        for _ in range(2):
             await trio.sleep(random.uniform(0.1, 1.0))
+            client.client_kill_filter(_type=kind, skipme=True)
 
 
 @fault(Cluster)
@@ -290,6 +292,7 @@ async def buffers_overrun(house: Cluster, random: Random) -> None:
     )
     with house.redis.client() as client:
         before = client.config_get("client-output-buffer-limit")["client-output-buffer-limit"]
+        subscribers = subscribed(client)
         client.config_set("client-output-buffer-limit", f"pubsub {SMALL_BUFFER} {SMALL_BUFFER} 1")
         try:
             for turn, room in enumerate(LIVE_ROOMS):
@@ -298,6 +301,7 @@ async def buffers_overrun(house: Cluster, random: Random) -> None:
                 tail = f', "pad": "{"x" * BURST_BYTES}"}}}}'
                 client.eval(flood, 1, KEYS.backend(room), BURST, head, tail)
             await a_while(random)
+            assert not subscribers & subscribed(client), "everybody was cut off"
         finally:
             client.config_set("client-output-buffer-limit", before)
 
@@ -305,6 +309,11 @@ async def buffers_overrun(house: Cluster, random: Random) -> None:
 async def in_thread(function: Callable[[], object]) -> None:
     """Run what blocks (starting a Redis) beside the load."""
     await trio.to_thread.run_sync(function)
+
+
+def subscribed(client: redis.Redis) -> set[str]:
+    """Ids of the connections that messages come over."""
+    return {one["id"] for one in client.client_list(_type="pubsub")}
 
 
 # -- the way to Redis -------------------------------------------------------------------------------

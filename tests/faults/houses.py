@@ -49,6 +49,10 @@ class House:
         """Of the nodes, in the same order."""
         return [node.name for node in self.nodes]
 
+    def store(self) -> RedisServer | None:
+        """The Redis that backends hand events in at; may block for a moment."""
+        return None
+
     async def start(self) -> None:
         """Start all nodes that do not run."""
         async with trio.open_nursery() as nursery:
@@ -78,6 +82,10 @@ class Cluster(House):
         super().__init__(nodes)
         self.redis = server
 
+    def store(self) -> RedisServer:
+        """The one."""
+        return self.redis
+
     def relaunch(self, **options: Any) -> None:
         """Start a Redis in place of one that was killed: same port, same directory, other options."""
         self.redis = RedisServer(self.redis.directory, self.redis.port, **options)
@@ -95,9 +103,14 @@ class Proxied(Cluster):
 class Divided(House):
     """The same, but Redis is in a network of its own, with a cable to each node that can be pulled."""
 
-    def __init__(self, network: Namespace, nodes: Sequence[Node]) -> None:
+    def __init__(self, network: Namespace, server: RedisServer, nodes: Sequence[Node]) -> None:
         super().__init__(nodes)
         self.network = network
+        self.redis = server
+
+    def store(self) -> RedisServer:
+        """The one, by the cable of the first node."""
+        return self.redis
 
 
 class Watched(House):
@@ -106,6 +119,12 @@ class Watched(House):
     def __init__(self, servers: list[RedisServer], nodes: Sequence[Node]) -> None:
         super().__init__(nodes)
         self.servers = servers
+
+    def store(self) -> RedisServer:
+        """The primary; the first one while there is none."""
+        return next(
+            (server for server in self.servers if role_of(server)["role"] == "master"), self.servers[0]
+        )
 
     def primary(self) -> RedisServer:
         """The one that takes writes now."""
@@ -230,7 +249,7 @@ async def divided() -> AsyncIterator[Divided]:
                 Node(name, where, on(f"redis://{address}:{server.port}/0"))
                 for name, address in zip(NAMES, network.addresses, strict=True)
             ]
-            house = Divided(network, nodes)
+            house = Divided(network, server, nodes)
             async with house.occupied():
                 yield house
         finally:

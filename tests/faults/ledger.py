@@ -45,7 +45,7 @@ class Verdict(StrEnum):
     DUPLICATE = "duplicate"
     """An offset came twice."""
     REORDER = "reorder"
-    """An offset came after a later one."""
+    """An offset came after a later one, or a backend's entry after one that was behind it."""
     TWICE = "stored twice"
     """One publication, two offsets of one epoch; or two publications, one offset."""
     FOREIGN = "foreign room"
@@ -83,9 +83,12 @@ class Publication:
     sent_at: float
     attempts: int = 1
     position: Position | None = None
-    """Where it was acknowledged."""
+    """Where it was acknowledged; of a backend's, where it was first seen."""
     answered: bool = False
-    refused: bool = False
+    by_backend: bool = False
+    """Handed in at the store, to be published by whichever node reads it there."""
+    accepted: bool = False
+    """The store has it."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -154,6 +157,8 @@ class Balance:
     acknowledged: int = 0
     retried: int = 0
     """Publications that needed more than one attempt."""
+    handed_in: int = 0
+    """Events that a backend put into the store."""
     delivered: int = 0
     whispered: int = 0
     """Ephemeral events that came."""
@@ -209,7 +214,9 @@ class Ledger:
     def begin(self, *, may_tell: bool = False, may_close: bool = False) -> None:
         """A new round. The last one is forgotten, save where everybody is."""
         self._former = self.publications
-        self.publications = {key: one for key, one in self.publications.items() if not one.answered}
+        self.publications = {
+            key: one for key, one in self.publications.items() if not one.answered and not one.accepted
+        }
         self._places.clear()
         self._found.clear()
         self._violations.clear()
@@ -231,12 +238,12 @@ class Ledger:
 
     # -- publishers -----------------------------------------------------------------
 
-    def sends(self, room: str, key: str, digest: str, now: float) -> None:
+    def sends(self, room: str, key: str, digest: str, now: float, *, by_backend: bool = False) -> None:
         """An event goes out, for the first time or again."""
         publication = self.publications.get(key)
         if publication is None:
             self._done["published"] += 1
-            self.publications[key] = Publication(room, key, digest, now)
+            self.publications[key] = Publication(room, key, digest, now, by_backend=by_backend)
         else:
             publication.attempts += 1
             if publication.attempts == 2:
@@ -249,10 +256,17 @@ class Ledger:
         publication.position = Position(epoch, offset)
         self._done["acknowledged"] += 1
 
+    def accepted(self, key: str) -> None:
+        """A backend's event is in the store; it must reach its room, in the order of the room's entries."""
+        publication = self.publications[key]
+        publication.accepted = True
+        publication.answered = publication.position is not None
+        self._done["handed_in"] += 1
+
     def refused(self, key: str, code: str) -> None:
         """It was answered with an error that is final."""
         publication = self.publications[key]
-        publication.answered = publication.refused = True
+        publication.answered = True
         self._accuse(Verdict.REFUSED, f"{key} to {publication.room}: {code}")
 
     # -- sessions -------------------------------------------------------------------
@@ -326,6 +340,9 @@ class Ledger:
             self._accuse(Verdict.STALE, "an event without an offset in a room with history", follower)
             return
         visit = follower.visits[-1]
+        if publication is not None and publication.by_backend and publication.position is None:
+            publication.position = Position(visit.epoch, offset)
+            publication.answered = publication.accepted
         self._lies(follower, key, visit.epoch, offset)
         if offset == visit.reached + 1:
             visit.reached = offset
@@ -410,8 +427,12 @@ class Ledger:
 
     @property
     def outstanding(self) -> int:
-        """Publications that nobody has answered yet."""
-        return sum(not publication.answered for publication in self.publications.values())
+        """Publications that nobody has answered yet, and backends' that nobody has seen."""
+        return sum(not self._finished(publication) for publication in self.publications.values())
+
+    def _finished(self, publication: Publication) -> bool:
+        """A store that may lose what it has may also lose what backends handed in."""
+        return publication.answered or (self._may_tell and publication.accepted)
 
     @property
     def acknowledgements(self) -> int:
@@ -429,7 +450,7 @@ class Ledger:
     def balance(self, *, tops: dict[str, Position] | None = None) -> Balance:
         """Judge the round. Everything must be at rest, and every session at the top of each room."""
         for publication in self.publications.values():
-            if not publication.answered:
+            if not self._finished(publication):
                 self._accuse(Verdict.UNFINISHED, f"{publication.key} to {publication.room} has no answer")
         for follower in self.behind(tops or {}):
             top = (tops or {}).get(follower.room)
@@ -440,6 +461,7 @@ class Ledger:
         for publication in self.publications.values():
             if publication.position is not None:
                 self._judge(publication, publication.position, by_room.get(publication.room, []))
+        self._judge_order()
         return Balance(
             **{name: self._done[name] for name in _COUNTED},
             violations={verdict.value: count for verdict, count in sorted(self._counts.items())},
@@ -462,8 +484,31 @@ class Ledger:
             if not follower.covers(publication):
                 self._accuse(Verdict.HOLE, f"{key}, acknowledged at {_tell(position)}, never came", follower)
 
+    def _judge_order(self) -> None:
+        """What a backend handed in lies in its room in the order of its entries."""
+        last: dict[tuple[str, str], int] = {}
+        for publication in self.publications.values():
+            if publication.by_backend and publication.position is not None:
+                epoch, offset = publication.position
+                before = last.get((publication.room, epoch), 0)
+                if offset < before:
+                    self._accuse(
+                        Verdict.REORDER, f"{publication.key} lies at {offset}, an earlier one at {before}"
+                    )
+                last[publication.room, epoch] = offset
 
-_COUNTED = ("published", "acknowledged", "retried", "delivered", "whispered", "told", "interrupted", "closed")
+
+_COUNTED = (
+    "published",
+    "acknowledged",
+    "retried",
+    "handed_in",
+    "delivered",
+    "whispered",
+    "told",
+    "interrupted",
+    "closed",
+)
 
 
 def _tell(position: Position | None) -> str:

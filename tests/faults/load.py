@@ -34,6 +34,8 @@ RESTLESS: Final = 4
 """One of so many sessions is restless."""
 STAY: Final = (0.5, 3.0)
 """Seconds, drawn between the two, after which a restless session goes and comes back."""
+PUBLISHERS_STAY: Final = (3.0, 12.0)
+"""The same for publishers, all of which are restless: so they never end up on one node."""
 
 UNDER_WAY: Final = 64
 """Publishes of one publisher that may wait for their answer; past it, it publishes nothing new."""
@@ -134,6 +136,13 @@ class Client:
         """Use the connection until it breaks."""
         raise NotImplementedError
 
+    async def go_soon(self, connection: trio.CancelScope, stay: tuple[float, float]) -> None:
+        """End the connection after a while, without a word, as a phone in a tunnel does."""
+        while True:
+            await trio.sleep(self.random.uniform(*stay))
+            if self.load.flowing.is_set() and self.at_home:
+                connection.cancel()
+
     def heard_bye(self, message: Message) -> None:
         """The server is about to close, and says when to come back."""
         self._wait = message["retry_after"]
@@ -177,13 +186,13 @@ class Session(Client):
     async def live(self, line: Line, welcome: Message) -> None:
         self._joins.clear()
         self._welcomed(welcome["rooms"][self.own_room])
-        with trio.CancelScope() as stay:
+        with trio.CancelScope() as connection:
             async with trio.open_nursery() as nursery:
                 for room in (*self.rooms, self.live_room):
                     if room != self.own_room or self._reclaims:
                         await self._join(line, room)
                 if self.restless:
-                    nursery.start_soon(self._go_soon, stay)
+                    nursery.start_soon(self.go_soon, connection, STAY)
                 while True:
                     message = await line.next()
                     take = self._TAKE.get(message["op"])
@@ -191,7 +200,7 @@ class Session(Client):
                         again = take(self, message)
                         if again is not None:
                             nursery.start_soon(self._join_later, line, *again)
-        if stay.cancelled_caught:
+        if connection.cancelled_caught:
             self.ledger.left(self.name)
 
     def _welcomed(self, here: Message) -> None:
@@ -205,12 +214,6 @@ class Session(Client):
         return (
             self._reclaims and message.get("room") == self.own_room and message["op"] not in {"ok", "error"}
         )
-
-    async def _go_soon(self, stay: trio.CancelScope) -> None:
-        while True:
-            await trio.sleep(self.random.uniform(*STAY))
-            if self.load.flowing.is_set() and self.at_home:
-                stay.cancel()
 
     async def _join(self, line: Line, room: str) -> None:
         self._ids += 1
@@ -292,16 +295,18 @@ class Publisher(Client):
     async def live(self, line: Line, welcome: Message) -> None:
         self._whispered = 0
         self.at_home = True
-        async with trio.open_nursery() as nursery:
-            self._line = line
-            try:
-                for key in list(self._under_way):
-                    await self._send(line, key)
-                nursery.start_soon(self._publish, line)
-                while True:
-                    self._take(await line.next(), line, nursery)
-            finally:
-                self._line = None
+        with trio.CancelScope() as connection:
+            async with trio.open_nursery() as nursery:
+                self._line = line
+                try:
+                    for key in list(self._under_way):
+                        await self._send(line, key)
+                    nursery.start_soon(self._publish, line)
+                    nursery.start_soon(self.go_soon, connection, PUBLISHERS_STAY)
+                    while True:
+                        self._take(await line.next(), line, nursery)
+                finally:
+                    self._line = None
 
     async def _publish(self, line: Line) -> None:
         """New events, while the load is on."""

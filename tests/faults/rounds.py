@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 import trio
 
 from tests.faults import houses
+from tests.faults.backend import Backend
 from tests.faults.faults import Fault
 from tests.faults.ledger import Balance, Ledger, Verdict
 from tests.faults.load import PATIENCE, Load
@@ -99,10 +100,11 @@ async def play(
 async def loaded(house: houses.House, seed: int) -> AsyncIterator[Load]:
     """A load on the house."""
     load = Load(Ledger(), house.endpoints, seed=seed)
-    load.begin(may_tell=False, may_close=False)
     async with trio.open_nursery() as nursery:
         with trio.fail_after(PATIENCE):
             await nursery.start(load.run)
+        if house.store() is not None:
+            nursery.start_soon(Backend(load, house.store).run)
         yield load
         nursery.cancel_scope.cancel()
 

@@ -261,6 +261,27 @@ def refuse(world: World) -> None:
     world.ledger.refused("k4", "internal")
 
 
+def hand_in(world: World, *numbers: int) -> None:
+    for number in numbers:
+        world.ledger.sends(ROOM, f"k{number}", f"d{number}", 9.0, by_backend=True)
+        world.ledger.accepted(f"k{number}")
+
+
+def lose_what_was_handed_in(world: World) -> None:
+    hand_in(world, 4)
+
+
+def tell_only_some_what_was_handed_in(world: World) -> None:
+    hand_in(world, 4)
+    world.ledger.event("anna", ROOM, 4, "k4", "d4")
+
+
+def turn_entries_round(world: World) -> None:
+    hand_in(world, 4, 5)
+    for offset, number in ((4, 5), (5, 4)):
+        world.ledger.event("anna", ROOM, offset, f"k{number}", f"d{number}")
+
+
 def whisper_twice(world: World) -> None:
     for number in (1, 2, 2):
         world.ledger.whisper("anna", "p.1", number)
@@ -313,6 +334,9 @@ CORRUPTIONS: dict[Callable[[World], None], Verdict] = {
     close: Verdict.CLOSED,
     refuse: Verdict.REFUSED,
     turn_away: Verdict.REFUSED,
+    lose_what_was_handed_in: Verdict.UNFINISHED,
+    tell_only_some_what_was_handed_in: Verdict.HOLE,
+    turn_entries_round: Verdict.REORDER,
     whisper_twice: Verdict.DUPLICATE,
     whisper_backwards: Verdict.REORDER,
     miscount: Verdict.PRESENCE,
@@ -433,6 +457,28 @@ def test_who_is_behind_the_top_is_named() -> None:
     further = position._replace(offset=99)
     assert {one.session for one in world.ledger.behind({ROOM: further})} == set(SESSIONS)
     assert world.ledger.balance(tops={ROOM: further}).of(Verdict.UNFINISHED) == 3
+
+
+def test_what_backends_handed_in_has_no_answer_but_must_come() -> None:
+    world = lively()
+    world.ledger.sends(ROOM, "k4", "d4", 9.0, by_backend=True)
+    world.past.append("k4")
+    for session in SESSIONS:
+        world.catch_up(session)
+    assert world.ledger.outstanding == 1, "it came before the store's answer did"
+    world.ledger.accepted("k4")
+    assert world.ledger.outstanding == 0
+    balance = world.ledger.balance()
+    assert balance.good, balance.evidence
+    assert balance.handed_in == 1
+
+
+def test_a_store_that_may_forget_may_forget_what_was_handed_in() -> None:
+    world = lively()
+    world.begin(may_tell=True)
+    hand_in(world, 4)
+    assert world.ledger.outstanding == 0
+    assert world.ledger.balance().good
 
 
 def test_whispers_are_judged_for_each_connection_by_itself() -> None:

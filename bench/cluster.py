@@ -82,6 +82,7 @@ class Cluster:
 
     def __init__(self, bench: Bench, names: Sequence[str]) -> None:
         self.nodes: list[Server] = []
+        self.killed: list[Server] = []
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             self.redis = stack.enter_context(Redis(bench.client_core))
@@ -98,8 +99,13 @@ class Cluster:
 
     @property
     def processes(self) -> Sequence[Process]:
-        """Nodes and Redis."""
-        return [*self.nodes, self.redis]
+        """Nodes that have not been killed, and Redis."""
+        return [*(node for node in self.nodes if node not in self.killed), self.redis]
+
+    def kill(self, node: Server) -> None:
+        """SIGKILL to one of the nodes, which is measured no more."""
+        self.killed.append(node)
+        node.kill()
 
     def __enter__(self) -> Self:
         return self

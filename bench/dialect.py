@@ -13,12 +13,19 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 import zstandard
 
-from bench.workload import SEQUENCE
+from bench.recording import Recording
+from bench.workload import SEQUENCE, Workload
 
 _RSV1 = 0x40
 _DEFLATE_TAIL = b"\x00\x00\xff\xff"
 """Stripped by the sender of a compressed message (RFC 7692 section 7.2.1)."""
 _DECOMPRESSED_MAX = 64 << 20
+_STRANGE = -1
+"""Number of an event that nobody published in this run."""
+
+
+Positions = Mapping[str, tuple[str, int]]
+"""Room → epoch and offset."""
 
 
 class Content(NamedTuple):
@@ -124,8 +131,8 @@ class Acknowledged(Broker):
 
     def __init__(self) -> None:
         super().__init__()
-        self.positions: dict[int, tuple[str, int]] = {}
-        """Epoch and offset that each publish was given."""
+        self.offsets: dict[int, int] = {}
+        """What each publish was given."""
 
     def opening(self, room: str | None) -> list[str]:
         """Nothing is joined: publishing needs no membership."""
@@ -140,11 +147,17 @@ class Acknowledged(Broker):
         for message in orjson.loads(payload):
             if message["op"] == "ok":
                 number = int(message["id"])
-                self.positions[number] = message["epoch"], message["offset"]
+                self.offsets[number] = message["offset"]
                 acknowledged.append(number)
             else:
                 others.append(message)
         return Content(acknowledged, super().read(head, orjson.dumps(others)).notices)
+
+    def stored_in(self, workload: Workload) -> dict[tuple[str, int], int]:
+        """Room and offset → number of the publish; only as many entries as there are different positions."""
+        return {
+            (workload.rooms[workload.room[number]], offset): number for number, offset in self.offsets.items()
+        }
 
 
 class Backends(Broker):
@@ -161,11 +174,15 @@ class Backends(Broker):
 
 
 class Returning(Broker):
-    """Clients that come back and say where they were; ``positions``: room → epoch and offset."""
+    """Clients that come back and say where they were; ``positions``: room → epoch and offset.
 
-    def __init__(self, positions: Mapping[str, tuple[str, int]]) -> None:
+    Events are known by where they are stored: ``numbers``, (room, offset) → number of the publish.
+    """
+
+    def __init__(self, positions: Positions, numbers: Mapping[tuple[str, int], int]) -> None:
         super().__init__()
         self._positions = positions
+        self._numbers = numbers
 
     def opening(self, room: str | None) -> list[str]:
         if room is None:
@@ -174,11 +191,28 @@ class Returning(Broker):
         return [_json({"op": "join", "id": 1, "room": room, "since": {"epoch": epoch, "offset": offset}})]
 
     def read(self, head: int, payload: bytes) -> Content:
-        content = super().read(head, payload)
+        events = []
+        others = []
         for message in orjson.loads(payload):
-            if message["op"] == "ok" and not message["recovered"]:
-                content.notices.append(f"not recovered: {message['room']}")
-        return content
+            if message["op"] == "event":
+                events.append(self._numbers.get((message["room"], message["offset"]), _STRANGE))
+            else:
+                others.append(message)
+        notices = super().read(head, orjson.dumps(others)).notices
+        notices += [
+            "not recovered" for message in others if message["op"] == "ok" and not message["recovered"]
+        ]
+        return Content(events, notices)
+
+
+def joined_at(recording: Recording) -> Positions:
+    """Where the rooms were that the connections of a recording joined."""
+    positions = {}
+    for number in range(len(recording.payloads)):
+        for message in orjson.loads(recording.payload(number)[1]):
+            if message["op"] == "ok":
+                positions[message["room"]] = message["epoch"], message["offset"]
+    return positions
 
 
 class SocketIO:

@@ -6,16 +6,17 @@ same way at the same moments.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from bench.analysis import Verdict, analyse
 from bench.dialect import Broker, Dialect, SocketIO
-from bench.load import LoadClient, LoadError
+from bench.load import LoadClient, LoadError, Progress
 from bench.plan import Pace, write_plan
 from bench.recording import Recording
 from bench.servers import Measured, Server, ServerError
@@ -177,7 +178,6 @@ def run(
     Raises :class:`~bench.load.LoadError` or :class:`~bench.servers.ServerError`.
     """
     pace = pace or Pace()
-    plan = CACHE / f"plan-{os.getpid()}"
     meter = Meter(bench, server)
     peak = memory_rest = meter.memory()
     seconds = float(workload.at[-1]) / 1e9 if workload.publishes else 0.0
@@ -190,9 +190,8 @@ def run(
             peak = max(peak, meter.memory())
 
     try:
-        write_plan(plan, workload, dialect, server.ports, pace)
         before = meter.read()
-        with LoadClient(plan, bench.client_core, progress) as client:
+        with load_client(bench, server, dialect, workload, pace, progress) as client:
             client.wait("ready", pace.setup_timeout + 10)
             ready = meter.read()
             _wait(settle, meter)
@@ -207,8 +206,6 @@ def run(
     except LoadError:
         meter.check()
         raise
-    finally:
-        plan.unlink(missing_ok=True)
     meter.check()
     bench.display.phase("check", 0, 0)
     return Run(
@@ -225,9 +222,28 @@ def run(
         client_cpu=client_cpu,
         disturbed=end.others_since(before),
         shared=end.shared_since(start),
-        by_process={name: end.cpu[name] - cpu for name, cpu in start.cpu.items()},
+        by_process=end.cpu_since(start),
         memory_by_process=memory_end,
     )
+
+
+@contextlib.contextmanager
+def load_client(  # noqa: PLR0917 - all that makes a plan, and who looks on
+    bench: Bench,
+    server: Measured,
+    dialect: Dialect,
+    workload: Workload,
+    pace: Pace,
+    progress: Progress | None = None,
+) -> Iterator[LoadClient]:
+    """The load client at work on ``workload``; it ends with the block."""
+    plan = CACHE / f"plan-{os.getpid()}"
+    try:
+        write_plan(plan, workload, dialect, server.ports, pace)
+        with LoadClient(plan, bench.client_core, progress or bench.display.phase) as client:
+            yield client
+    finally:
+        plan.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +262,10 @@ class Reading:
     def total(self) -> int:
         """CPU of all processes."""
         return sum(self.cpu.values())
+
+    def cpu_since(self, before: Reading) -> dict[str, int]:
+        """CPU of each process that was there before (ns)."""
+        return {name: self.cpu[name] - used for name, used in before.cpu.items()}
 
     def others_since(self, before: Reading) -> float:
         """Percent of the servers' core that went to anything but the processes measured."""

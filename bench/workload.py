@@ -6,6 +6,7 @@ what arrived by :mod:`bench.analysis`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,6 +57,16 @@ class Workload:
     def publishes(self) -> int:
         """How many events are sent."""
         return len(self.at)
+
+    def on(self, place: int) -> Workload:
+        """The same with all connections to one server."""
+        return dataclasses.replace(self, place=np.full(self.connections, place, dtype=np.int32))
+
+    def unsaid(self) -> Workload:
+        """The same connections in the same rooms, but nobody publishes."""
+        return dataclasses.replace(
+            self, at=np.zeros(0, dtype=np.uint64), publisher=nothing(), room=nothing(), bodies=[]
+        )
 
 
 def even(rate: float, seconds: float) -> NDArray[np.uint64]:

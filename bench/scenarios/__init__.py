@@ -7,6 +7,7 @@ from bench.scenarios.batched import Batched
 from bench.scenarios.cluster_durable import ClusterDurable
 from bench.scenarios.cluster_ingest import ClusterIngest
 from bench.scenarios.cluster_link import ClusterLink
+from bench.scenarios.cluster_recovery import ClusterRecovery
 from bench.scenarios.cluster_rooms import ClusterRooms
 from bench.scenarios.compression import Compression
 from bench.scenarios.connect import Connect
@@ -29,6 +30,7 @@ SCENARIOS: tuple[type[Scenario], ...] = (
     ClusterDurable,
     ClusterIngest,
     ClusterLink,
+    ClusterRecovery,
 )
 
 __all__ = ["SCENARIOS", "Bar", "Column", "Scenario"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from bench.runner import Run
 from bench.scenarios.base import Column
 
@@ -19,10 +21,14 @@ COSTS = (
 
 def costs(done: Run, items: int) -> dict[str, float]:
     """The metrics of :data:`COSTS`."""
-    metrics = {"shared": done.shared}
-    for name, cpu in done.by_process.items():
+    return {"shared": done.shared, **per_item(done.by_process, done.memory_by_process, items)}
+
+
+def per_item(cpu: Mapping[str, int], memory: Mapping[str, int], items: int) -> dict[str, float]:
+    """CPU (ns) and memory (B) by process, as metrics: µs per item, and MB."""
+    metrics = {}
+    for name, used in cpu.items():
         short = name.removeprefix("node ").lower()
-        metrics[f"{short}_us"] = cpu / 1e3 / items
-        metrics[f"{short}_percent"] = cpu / 1e7 / done.seconds
-        metrics[f"{short}_mb"] = done.memory_by_process[name] / 1e6
+        metrics[f"{short}_us"] = used / 1e3 / items
+        metrics[f"{short}_mb"] = memory[name] / 1e6
     return metrics

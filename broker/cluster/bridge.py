@@ -25,9 +25,12 @@ import trio
 
 from broker.cluster.bridge_asyncio import EventLoop, open_loop
 from broker.cluster.bridge_backoff import Backoff
+from broker.cluster.bridge_cluster import Cluster
 from broker.cluster.bridge_counts import Counts
 from broker.cluster.bridge_dial import Dialer, Refused
-from broker.cluster.bridge_lane import Lane, Packed, pack, pack_script
+from broker.cluster.bridge_lane import ELSEWHERE, TRIES, Lane, Moved, Packed, code_of, pack, pack_script
+from broker.cluster.bridge_layout import read_redirection
+from broker.cluster.bridge_routes import Routes
 from broker.cluster.bridge_sentinel import Sentinels
 from broker.cluster.bridge_shard import ENDED, Events, Shard, Terms
 from broker.cluster.bridge_subscriber import Subscriber
@@ -40,6 +43,9 @@ from broker.logs import Throttle, get_logger
 log = get_logger(__name__)
 
 AWAY: Final = "Redis is away"
+
+ASKING: Final = pack("ASKING")
+"""Before a command that a node of a cluster sent us here with."""
 
 _greeting: ContextVar[bool] = ContextVar("greeting", default=False)
 """Whether the task is inside of ``greet``, which may call before anybody else."""
@@ -83,6 +89,7 @@ class RedisLink:
             own_channel,
             self._counts,
             Throttle(),
+            self._target.kind == "cluster",
         )
         self._events = Events(
             ready=self._shard_ready,
@@ -90,13 +97,14 @@ class RedisLink:
             settled=self._shard_settled,
             refused=self._shard_refused,
             moved=self._shard_moved,
+            unheard=self._shard_unheard,
             messages=on_messages,
         )
-        self._wanted: dict[str, bool] = {own_channel: False}
+        self._routes = Routes(own_channel, clustered=self._terms.clustered)
+        self._cluster: Cluster | None = None
         self._waiters: dict[str, trio.Event] = {}
-        self._shards: list[Shard] = []
-        self._lanes: list[Lane | None] = [None]
-        """By slot; one entry without a cluster. Filled while commands are taken."""
+        self._lanes: list[Lane | None] = [None] * len(self._routes.table)
+        """By slot, as the table of the routes. Filled while commands are taken."""
         self._greeted = False
         self._up = False
         self._news = trio.Event()
@@ -115,57 +123,60 @@ class RedisLink:
     @property
     def clustered(self) -> bool:
         """Whether this is a Redis Cluster."""
-        return False
+        return self._routes.clustered
 
     def statistics(self) -> dict[str, int]:
         """Counters and sizes."""
+        lanes = [shard.lane for shard in self._routes.shards if shard.lane is not None]
         return {
             "up": int(self._up),
-            "shards": len(self._shards),
-            "channels": len(self._wanted),
-            "pending": sum(shard.lane.pending for shard in self._shards if shard.lane is not None),
+            "shards": len(self._routes.shards),
+            "channels": len(self._routes.wanted),
+            "pending": sum(lane.pending for lane in lanes),
             **self._counts.as_dict(),
         }
 
     # -- commands ---------------------------------------------------------------------
 
     def send(self, done: Done, key: str, *command: Argument) -> None:
-        """See :class:`broker.cluster.link.Link`."""
-        lane = self._lanes[0]
+        """See :class:`broker.cluster.link.Link`. Taken as soon as greeted, a moment before ``up``."""
+        slot = self._routes.slot(key)
+        lane = self._lanes[slot]
         if lane is None:
             done(LinkDown(AWAY))
             return
         self._counts.commands += 1
-        lane.send(done, pack(*command))
+        lane.send(done, pack(*command), slot)
 
     def send_script(self, done: Done, script: Script, keys: Sequence[str], *arguments: Argument) -> None:
         """See :class:`broker.cluster.link.Link`."""
-        lane = self._lanes[0]
+        slot = self._routes.slot(keys[0])
+        lane = self._lanes[slot]
         if lane is None:
             done(LinkDown(AWAY))
             return
         self._counts.commands += 1
-        lane.send(done, pack_script(script, keys, arguments))
+        lane.send(done, pack_script(script, keys, arguments), slot)
 
     async def call(self, key: str, *command: Argument) -> Reply:
         """See :class:`broker.cluster.link.Link`."""
         return await self._call(key, pack(*command))
 
     async def call_script(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Reply:
-        """See :class:`broker.cluster.link.Link`."""
+        """See :class:`broker.cluster.link.Link`. A script that Redis has forgotten is loaded again."""
         return await self._call(keys[0], pack_script(script, keys, arguments))
 
     async def _call(self, key: str, packed: Packed) -> Reply:
         if not (self._greeted or _greeting.get()):
             raise LinkDown(AWAY)
         self._counts.calls += 1
-        shard = self._shards[0]
+        limit = self._settings.answer_timeout + self._settings.connect_timeout
         try:
-            with trio.fail_after(self._settings.answer_timeout + self._settings.connect_timeout):
-                [reply] = await shard.pool.ask(packed)
+            with trio.fail_after(limit):
+                reply = await self._ask(key, packed)
         except trio.TooSlowError:
             self._counts.call_failures += 1
-            raise LinkDown("all connections for calls are busy") from None
+            raise LinkDown(f"no answer within {limit:g} s") from None
         except LinkDown:
             self._counts.call_failures += 1
             raise
@@ -174,26 +185,51 @@ class RedisLink:
             raise reply
         return reply
 
+    async def _ask(self, key: str, packed: Packed) -> Reply | LinkError:
+        """Ask whoever has ``key``, and in a cluster whoever it turns out to be."""
+        slot = self._routes.slot(key)
+        for attempt in range(TRIES):
+            shard = self._routes.table[slot]
+            if shard is None:
+                raise LinkDown(AWAY)
+            [reply] = await shard.pool.ask(packed)
+            code = code_of(reply) if isinstance(reply, LinkError) else ""
+            if code not in ELSEWHERE or self._cluster is None:
+                return reply
+            there = self._routes.at(read_redirection(str(reply), shard.address))
+            if code == "ASK" and there is not None:
+                _, reply = await there.pool.ask(ASKING, packed)
+                return reply
+            if attempt < TRIES - 1:
+                await self._cluster.refreshed()
+        return reply
+
+    def _send_again(self, moved: list[Moved]) -> None:
+        """Send by the table of now what was refused or has waited by that of before."""
+        for entry, error in moved:
+            lane = self._lanes[entry.slot]
+            if error.startswith("ASK "):
+                shard = self._routes.at(read_redirection(error, None))
+                lane = shard.lane if shard is not None and lane is not None else lane
+                if lane is not None:
+                    lane.send(_ignore, ASKING)
+            if lane is None:
+                entry.done(LinkDown(AWAY))
+            else:
+                lane.send(entry.done, entry.packed, entry.slot, entry.tries)
+
     # -- subscriptions ------------------------------------------------------------------
 
     def subscribe(self, channels: Iterable[str], *, sharded: bool) -> None:
         """See :class:`broker.cluster.link.Link`."""
-        new = [channel for channel in channels if channel not in self._wanted]
-        for channel in new:
-            self._wanted[channel] = False
-        for shard in self._shards:
-            if shard.subscriber is not None:
-                shard.subscriber.change(new)
+        self._routes.want(channels, sharded=sharded)
 
     def unsubscribe(self, channels: Iterable[str]) -> None:
         """See :class:`broker.cluster.link.Link`."""
-        old = [channel for channel in channels if channel != self._own and channel in self._wanted]
+        old = [channel for channel in channels if channel != self._own]
+        self._routes.drop(old)
         for channel in old:
-            del self._wanted[channel]
             self._wake(channel)
-        for shard in self._shards:
-            if shard.subscriber is not None:
-                shard.subscriber.change(old)
 
     def hears(self, channel: str) -> bool:
         """See :class:`broker.cluster.link.Link`."""
@@ -202,7 +238,7 @@ class RedisLink:
 
     async def heard(self, channel: str) -> bool:
         """See :class:`broker.cluster.link.Link`. False as well when Redis refuses the channel."""
-        while self._up and channel in self._wanted:
+        while self._up:
             subscriber = self._subscriber_of(channel)
             if subscriber is None or subscriber.denied(channel):
                 return False
@@ -215,7 +251,8 @@ class RedisLink:
         return False
 
     def _subscriber_of(self, channel: str) -> Subscriber | None:
-        return self._shards[0].subscriber if self._shards else None
+        shard = self._routes.hearing(channel)
+        return None if shard is None else shard.subscriber
 
     def _wake(self, channel: str) -> None:
         event = self._waiters.pop(channel, None)
@@ -262,39 +299,46 @@ class RedisLink:
 
     async def _live(self) -> None:
         """Connect all shards and keep them."""
-        find, sentinels = self._finder()
-        shard = Shard(self._terms, self._events, find, self._wanted)
-        self._shards = [shard]
-        try:
-            async with trio.open_nursery() as nursery:
-                if sentinels is not None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_greeted)
+            match self._target.kind:
+                case "cluster":
+                    self._cluster = Cluster(
+                        self._terms,
+                        self._events,
+                        self._routes,
+                        self._target.addresses,
+                        is_up=lambda: self._up,
+                        changed=self._shards_changed,
+                        send_again=self._send_again,
+                    )
+                    nursery.start_soon(self._cluster.run)
+                case "sentinel":
+                    sentinels = Sentinels(self._target, self._terms.dialer, self._settings.answer_timeout)
+                    shard = self._only_shard(sentinels.find)
                     nursery.start_soon(sentinels.watch, lambda: shard.address, shard.move)
-                nursery.start_soon(shard.run)
-                nursery.start_soon(self._keep_greeted)
-        finally:
-            self._shards = []
+                    nursery.start_soon(shard.run)
+                case "server" | "unix":
+                    nursery.start_soon(self._only_shard(self._find_server).run)
 
-    def _finder(self) -> tuple[Callable[[], Awaitable[Address | None]], Sentinels | None]:
-        target = self._target
-        if target.kind == "sentinel":
-            sentinels = Sentinels(target, self._terms.dialer, self._settings.answer_timeout)
-            return sentinels.find, sentinels
+    def _only_shard(self, find: Callable[[], Awaitable[Address | None]]) -> Shard:
+        shard = Shard(self._terms, self._events, find, {})
+        self._routes.assign([shard], [shard])
+        return shard
 
-        async def find() -> Address | None:
-            return target.addresses[0] if target.addresses else None
-
-        return find, None
+    async def _find_server(self) -> Address | None:
+        return self._target.addresses[0] if self._target.addresses else None
 
     async def _keep_greeted(self) -> None:
         """Greet whenever all lanes are ready, and let the subscribers connect."""
         while True:
             await self._news.wait()
             self._news = trio.Event()
-            lanes = [shard.lane for shard in self._shards]
+            lanes = [shard.lane for shard in self._routes.shards]
             if self._greeted or not lanes or None in lanes:
                 continue
             try:
-                await self._introduce(",".join(sorted(shard.run_id for shard in self._shards)))
+                await self._introduce(",".join(sorted(shard.run_id for shard in self._routes.shards)))
             except LinkError as error:
                 self._counts.connect_failures += 1
                 if (missed := self._terms.throttle.admit(("greet", str(error)))) is not None:
@@ -303,11 +347,12 @@ class RedisLink:
                     if lane is not None:
                         lane.close(str(error))
                 continue
-            if lanes != [shard.lane for shard in self._shards]:
-                continue  # one broke meanwhile; its successor is greeted again
+            if lanes != [shard.lane for shard in self._routes.shards]:
+                self._news.set()  # one broke meanwhile; its successor is greeted again
+                continue
             self._greeted = True
-            self._lanes = list(lanes)
-            for shard in self._shards:
+            self._open_lanes()
+            for shard in self._routes.shards:
                 shard.hear()
             self._shard_settled()
 
@@ -318,6 +363,10 @@ class RedisLink:
         finally:
             _greeting.reset(token)
 
+    def _open_lanes(self) -> None:
+        """Take commands, for each slot on its lane."""
+        self._lanes = [None if shard is None else shard.lane for shard in self._routes.table]
+
     # -- what shards tell ---------------------------------------------------------------------
 
     def _shard_ready(self) -> None:
@@ -325,9 +374,26 @@ class RedisLink:
 
     def _shard_lost(self, why: str) -> None:
         self._counts.losses += 1
-        if any(shard.lane is None for shard in self._shards):
+        self._fall(why)
+
+    def _shard_unheard(self) -> None:
+        """A slot has gone elsewhere with its channels. What is said there meanwhile is not heard: a hole."""
+        self._fall("a channel lives elsewhere now")
+        self._shard_moved()
+
+    def _shards_changed(self) -> None:
+        """The cluster has another layout."""
+        self._fall("the cluster has changed")
+        if self._greeted:
+            self._open_lanes()
+        self._news.set()
+
+    def _fall(self, why: str) -> None:
+        """Be down until everything is heard again; with a lane missing, until greeted again as well."""
+        shards = self._routes.shards
+        if not shards or any(shard.lane is None for shard in shards):
             self._greeted = False
-            self._lanes = [None]
+            self._lanes = [None] * len(self._routes.table)
         if not self._up:
             return
         self._up = False
@@ -339,17 +405,18 @@ class RedisLink:
         self._on_down(why)
 
     def _shard_settled(self) -> None:
-        for channel in [channel for channel in self._waiters if self.hears(channel) or self._denied(channel)]:
+        for channel in [channel for channel in self._waiters if self._is_decided(channel)]:
             self._wake(channel)
-        if not self._up and self._greeted and all(shard.settled for shard in self._shards):
+        if not self._up and self._greeted and all(shard.settled for shard in self._routes.shards):
             self._up = True
             self._decided.set()
             log.info("redis is up", redis=str(self._target))
             self._on_up()
 
-    def _denied(self, channel: str) -> bool:
+    def _is_decided(self, channel: str) -> bool:
+        """Whether Redis has said something about ``channel``."""
         subscriber = self._subscriber_of(channel)
-        return subscriber is not None and subscriber.denied(channel)
+        return subscriber is not None and (subscriber.hears(channel) or subscriber.denied(channel))
 
     def _shard_refused(self, refusal: Refused) -> None:
         if not self._decided.is_set():
@@ -357,4 +424,9 @@ class RedisLink:
             self._decided.set()
 
     def _shard_moved(self) -> None:
-        raise LinkDown("this is a node of a cluster: write redis+cluster://")
+        if self._cluster is not None:
+            self._cluster.refresh()
+
+
+def _ignore(_: object) -> None:
+    """``ASKING`` has no answer worth reading: that of the command behind it tells."""

@@ -211,6 +211,11 @@ class Lane(Connection):
 
     # -- a cluster's changes ------------------------------------------------------------
 
+    @property
+    def held(self) -> bool:
+        """Whether nothing new is sent for now."""
+        return self._held
+
     def hold(self) -> None:
         """Send nothing new until :meth:`take_back`."""
         self._held = True

@@ -7,7 +7,7 @@ the primary, and a subscriber that finds itself on another server makes it look 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -15,7 +15,6 @@ import trio
 
 from broker.cluster import wire
 from broker.cluster.bridge_backoff import Backoff
-from broker.cluster.bridge_connection import Connection
 from broker.cluster.bridge_counts import Counts
 from broker.cluster.bridge_dial import Dialer, Refused, refusal
 from broker.cluster.bridge_lane import Lane, pack
@@ -41,6 +40,7 @@ class Terms:
     own_channel: str
     counts: Counts
     throttle: Throttle
+    clustered: bool
 
 
 class Events(NamedTuple):
@@ -55,7 +55,9 @@ class Events(NamedTuple):
     refused: Callable[[Refused], None]
     """Redis is there and will not have us."""
     moved: Callable[[], None]
-    """In a cluster: something lives elsewhere now."""
+    """In a cluster: a key lives elsewhere now."""
+    unheard: Callable[[], None]
+    """In a cluster: a channel lives elsewhere now, and is not heard meanwhile."""
     messages: Callable[[list[Message]], None]
 
 
@@ -95,6 +97,11 @@ class Shard:
     def settled(self) -> bool:
         """Whether commands are answered and everything wanted is heard."""
         return self.lane is not None and self.subscriber is not None and self.subscriber.settled
+
+    def tell(self, channels: Iterable[str]) -> None:
+        """``wanted`` has changed for ``channels``."""
+        if self.subscriber is not None:
+            self.subscriber.change(channels)
 
     def hear(self) -> None:
         """Let the subscriber connect: the link has been greeted."""
@@ -143,6 +150,8 @@ class Shard:
             lane.close(str(error))
             raise refusal(error) from error
         self.run_id = server.run_id
+        if self._terms.clustered:
+            lane.on_moved = self._events.moved
         return lane
 
     async def _open_call(self) -> Lane:
@@ -171,6 +180,11 @@ class Shard:
                 failure = refusal(reply)
                 raise failure if isinstance(failure, LinkDown) else LinkDown(str(reply))
             facts.update(line.split(b":", 1) for line in reply.split(b"\r\n") if b":" in line)
+        mode = facts.get(b"redis_mode", b"").decode()
+        if mode == "sentinel" or (mode == "cluster") != terms.clustered:
+            lane.close(mode)
+            scheme = "redis" if mode == "standalone" else f"redis+{mode}"
+            raise Refused(f"this is a {mode} server", f"write {scheme}:// (or rediss…)")
         return lane, Server(facts.get(b"run_id", b"").decode(), facts.get(b"role") == b"master")
 
     def move(self, address: Address) -> None:
@@ -225,7 +239,7 @@ class Shard:
             own_channel=self._terms.own_channel,
             on_messages=self._events.messages,
             on_settled=self._events.settled,
-            on_moved=self._events.moved,
+            on_moved=self._events.unheard,
         )
         subscriber.attach(lane.release())
         return subscriber
@@ -238,10 +252,6 @@ class Shard:
         self._probes += 1
         self.lane.send(_ignore, pack("PUBLISH", own, wire.pack(wire.PROBE, self._probes)))
         return True
-
-    def connections(self) -> list[Connection]:
-        """Those that are open and in use, without the pool's."""
-        return [one for one in (self.lane, self.subscriber) if one is not None]
 
 
 def _ignore(_: object) -> None:

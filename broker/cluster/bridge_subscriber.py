@@ -79,6 +79,7 @@ class Subscriber(Connection):
         self._denied: dict[str, float] = {}
         self._sent: deque[_Batch] = deque()
         self._singly: set[str] = set()
+        self._homeless: set[str] = set()
         self._changed: set[str] = set(wanted)
         self._wake = trio.Event()
         self._wake.set()
@@ -87,7 +88,7 @@ class Subscriber(Connection):
     @property
     def settled(self) -> bool:
         """Whether everything wanted has been confirmed, but for what was refused."""
-        return not self._changed and not self._moving
+        return not (self._changed or self._moving or self._homeless)
 
     @property
     def heard(self) -> int:
@@ -166,6 +167,7 @@ class Subscriber(Connection):
         more_sharded: list[str] = []
         less: list[str] = []
         less_sharded: list[str] = []
+        self._homeless -= changed
         for channel in changed:
             name = channel.encode()
             if name in self._moving:
@@ -240,6 +242,7 @@ class Subscriber(Connection):
             channel = self._heard.pop(name, None)
             self._sharded.discard(name)
             if channel is not None and channel in self._wanted:
+                self._homeless.add(channel)
                 self._on_moved()
             return
         batch = self._sent[0]
@@ -264,6 +267,7 @@ class Subscriber(Connection):
             self._moving.pop(channel.encode(), None)
         code = code_of(error)
         if code in ELSEWHERE:
+            self._homeless.update(channel for channel in channels if channel in self._wanted)
             self._on_moved()
         elif code != "NOPERM":
             self.close(str(error))

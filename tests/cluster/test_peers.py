@@ -81,9 +81,9 @@ async def test_who_leaves_while_the_node_drains_is_told_to_the_feed_alone(redis_
         await there.peers.attach("r")
         here.come("r", "s1", "u1")
         await until(lambda: there.sees("r") == {"s1"})
-        here.come("r", "s2", "u2")
         await here.peers.part()
         here.go("r", "s1")
+        here.come("r", "s2", "u2")
         here.go("r", "s2")  # of whom nobody else has heard
         here.come("r", "s3", "u3")
         await until(lambda: there.sees("r") == {"s1", "s3"})

@@ -143,7 +143,8 @@ class RedisHarness:
         )
 
     def fresh(self) -> RedisHarness:
-        return RedisHarness(self._server)
+        options = {name: value for name, value in self._options.items() if name != "prefix"}
+        return RedisHarness(self._server, **options)
 
 
 class ClusterRig(Rig):

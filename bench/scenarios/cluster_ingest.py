@@ -9,43 +9,40 @@ from bench.cluster import Cluster
 from bench.dialect import Backends
 from bench.events import padded
 from bench.plan import Pace
-from bench.runner import Bench, Sample, Subject, run
-from bench.scenarios.base import ARRIVED, LATENCY, Bar, Column, Scenario, setting
-from bench.scenarios.clusters import COSTS, costs
+from bench.runner import Bench, Run, run
+from bench.scenarios.base import Bar, setting
+from bench.scenarios.clusters import THROUGHPUT, Throughput
 from bench.workload import even, from_elsewhere, together
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterIngest(Scenario):
+class ClusterIngest(Throughput):
     """Events of backends, pipelined into Redis, each for one room with one session of one node.
 
     The node has the servers' core to itself, Redis and the load share the other.
     """
 
     name: ClassVar = "cluster-ingest"
-    columns: ClassVar = (Column("rate", "events/s", ",.0f"), ARRIVED, *LATENCY, *COSTS)
-    bars: ClassVar = (Bar("arrived", 100.0, at_least=True), Bar("rate", 40_000.0, at_least=True))
+    columns: ClassVar = THROUGHPUT
+    bars: ClassVar = (
+        Bar("arrived", 100.0, at_least=True),
+        Bar("rate", 40_000.0, at_least=True),
+        Bar("p99", 500.0),
+    )
     plot: ClassVar = "rate"
-    rivals: ClassVar = ()
 
     rooms: int = setting(1_000, "Rooms, each with one session.")
     backends: int = setting(4, "Connections to Redis that publish in turn.")
     pipeline: int = setting(100, "Commands that a backend sends at once.")
     rate: float = setting(40_000.0, "Events a second.")
     size: int = setting(150, "Bytes of what a backend publishes.")
-    seconds: float = setting(6.0, "Length of each run.", short=3.0)
 
-    def measure(self, bench: Bench) -> list[Sample]:
-        return bench.alternate(
-            bench.subjects(("broker",)), lambda subject, repeat: self._one(bench, subject, repeat)
-        )
-
-    def _one(self, bench: Bench, subject: Subject, repeat: int) -> Sample:
+    def _at(self, bench: Bench, rate: float, seconds: float) -> Run:
         workload = from_elsewhere(
             self.rooms,
             self.rooms,
             self.backends,
-            together(even(self.rate, self.seconds), self.pipeline),
+            together(even(rate, seconds), self.pipeline),
             [padded(self.size, "bench:500")],
             sessions_at=0,
             senders_at=1,
@@ -53,11 +50,4 @@ class ClusterIngest(Scenario):
             gather=self.pipeline,
         )
         with Cluster(bench, ["node A"]) as cluster:
-            done = run(bench, cluster, Backends(), workload, Pace(), settle=0.5)
-        return done.sample(
-            subject.label,
-            repeat,
-            rate=self.rate,
-            arrived=done.verdict.arrival(),
-            **costs(done, workload.publishes),
-        )
+            return run(bench, cluster, Backends(), workload, Pace(), settle=0.5)

@@ -115,6 +115,7 @@ class Connection(asyncio.BufferedProtocol):
             self.close(f"this is not Redis's protocol: {error}")
         except Exception as error:
             # A callback that must not raise did. The replies behind it cannot be trusted to anybody.
+            self._counts.callback_failures += 1
             log.exception("redis reply failed", connection=self.name)
             self.close(f"a reply could not be handled: {type(error).__name__}")
 

@@ -8,6 +8,7 @@ class Counts:
 
     __slots__ = (
         "call_failures",
+        "callback_failures",
         "calls",
         "commands",
         "connect_failures",
@@ -32,6 +33,8 @@ class Counts:
         self.calls = 0
         self.call_failures = 0
         """Calls that ended with an error or without an answer."""
+        self.callback_failures = 0
+        """Callbacks that raised, which none may."""
         self.error_replies = 0
         """Errors that Redis answered on hot lanes."""
         self.unanswered = 0

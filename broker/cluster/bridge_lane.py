@@ -145,9 +145,10 @@ class Lane(Connection):
     async def ask(self, *commands: Packed) -> list[Reply | LinkError]:
         """Send now and wait for all answers, errors among them.
 
-        Raises :class:`LinkDown` when they do not come in time. After that, or a
-        cancellation, the lane is closed: the answers that may still come must
-        not be taken for those of the next command.
+        Raises :class:`LinkDown` when they do not come in time. After that the
+        lane is closed: the answers that may still come must not be taken for
+        those of the next command. It is closed after a cancellation, too, even
+        when all answers are there: whoever was about to use it may be gone.
         """
         answered = trio.Event()
         replies: list[Reply | LinkError] = []
@@ -163,9 +164,11 @@ class Lane(Connection):
                     self.send(done, packed)
                 self.flush()
                 await answered.wait()
-        finally:
-            if len(replies) < len(commands):
-                self.close(f"no answer within {self._timeout:g} s, or nobody waited for it")
+        except trio.Cancelled:
+            self.close("the command was cancelled")
+            raise
+        if len(replies) < len(commands):
+            self.close(f"no answer within {self._timeout:g} s")
         for reply in replies:
             if isinstance(reply, LinkDown):
                 raise reply
@@ -301,7 +304,12 @@ class Lane(Connection):
         self._counts.unanswered += len(over)
         down = LinkDown(why)
         for entry in over:
-            entry.done(down)
+            try:
+                entry.done(down)
+            except Exception:
+                # The others' callbacks are somebody else's, who would wait forever.
+                self._counts.callback_failures += 1
+                log.exception("callback failed", connection=self.name)
 
 
 def _ignore(_: Reply | LinkError) -> None:

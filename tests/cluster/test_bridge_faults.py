@@ -14,7 +14,7 @@ import trio
 
 from broker.cluster.link import LinkDown, LinkError
 from broker.errors import ConfigurationError
-from tests.cluster.linked import ECHO, OWN, PATIENCE, Recorder, build, linked, order, until
+from tests.cluster.linked import ECHO, OWN, PATIENCE, Recorder, build, descriptors, linked, order, until
 from tests.cluster.proxy import Proxy, proxy_to
 from tests.redis_server import RedisServer, redis_server
 
@@ -43,20 +43,20 @@ async def through_proxy(port: int, **settings: Any) -> AsyncIterator[tuple[Recor
         await until(lambda: proxy.open == 0)
 
 
-async def works(here: Recorder) -> None:
+async def works(here: Recorder, key: str = "k") -> None:
     """Commands, calls, scripts and messages do."""
     await until(lambda: here.link.up)
     # A fault may have reached it between two looks, so what fails is asked again.
     with trio.fail_after(30):
         while True:
             text = f"word {trio.current_time()}"
-            answer = await here.send("k", "ECHO", text)
+            answer = await here.send(key, "ECHO", text)
             if answer == text.encode():
                 break
             assert isinstance(answer, LinkDown), answer
             await until(lambda: here.link.up)
     await here.round_trip(text)
-    assert await here.link.call_script(ECHO, ["k"], "1") == b"1"
+    assert await here.link.call_script(ECHO, [key], "1") == b"1"
 
 
 async def test_a_killed_redis_is_found_again_with_another_run_id() -> None:
@@ -341,6 +341,31 @@ async def test_a_callback_that_fails_costs_a_connection_and_not_the_others_answe
         await until(lambda: len(replies) == 2)
         assert replies[0] == b"PONG"
         await works(here)
+        assert here.link.statistics()["callback_failures"] == 1
+        order_of_ends: list[object] = []
+        here.link.send(order_of_ends.append, "k", "BLPOP", "nothing", 60)
+        here.link.send(fail, "k", "PING")
+        here.link.send(order_of_ends.append, "k", "PING")
+        await until(lambda: len(order_of_ends) == 2)  # nothing is answered: the lane is given up
+        assert all(isinstance(reply, LinkDown) for reply in order_of_ends)
+        assert here.link.statistics()["callback_failures"] == 2
+        await works(here)
+
+
+async def test_a_link_that_is_cancelled_at_any_moment_leaves_nothing(redis_at: RedisServer) -> None:
+    for number in range(40):
+        before = descriptors()
+        here = build(redis_at.url)
+        here.link.subscribe([f"room:{one}" for one in range(2000)], sharded=False)
+        with trio.move_on_after(number * 0.0006):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(here.link.run)
+                nursery.start_soon(here.link.call, "k", "PING")
+                nursery.start_soon(here.link.heard, "room:1999")
+                here.link.send(lambda _: None, "k", "PING")
+        assert not here.link.up
+        assert len(here.downs) == here.ups
+        await until(lambda: descriptors() <= before)  # noqa: B023
 
 
 async def test_without_redis_the_broker_starts_and_waits_for_it() -> None:
@@ -376,10 +401,11 @@ async def test_wrong_credentials_end_the_start_with_a_mend(user: str, problem: s
 
 async def test_the_right_credentials_are_used_everywhere() -> None:
     with served() as (server, client):
-        order(client, "ACL", "SETUSER", "broker", "on", ">p@ss/word", "~*", "&*", "+@all")
+        rules = "~broker:* &broker:* +@all -@dangerous +info"  # as docs/cluster.md has it
+        order(client, "ACL", "SETUSER", "broker", "on", ">p@ss/word", *rules.split())
         order(client, "ACL", "SETUSER", "default", "off")
         async with linked(f"redis://broker:p%40ss%2Fword@127.0.0.1:{server.port}/0") as here:
-            await works(here)
+            await works(here, key="broker:{k}:meta")
 
 
 async def test_missing_permissions_end_the_start_with_a_mend() -> None:

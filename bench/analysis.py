@@ -55,6 +55,10 @@ class Verdict:
     """Distinct payloads that could not be decoded."""
     unrecorded: int = 0
     unanswered: int = 0
+    unstored: int = 0
+    """Acknowledged, but not where the store should have it."""
+    unacknowledged: int = 0
+    """Stored more than was acknowledged."""
     ended: Counter[str] = field(default_factory=Counter)
     """Connections that ended before the run did, by reason."""
     notices: Counter[str] = field(default_factory=Counter)
@@ -82,6 +86,8 @@ class Verdict:
             "payloads could not be decoded": self.unreadable,
             "frames did not fit in the recording": self.unrecorded,
             "questions were not answered": self.unanswered,
+            "acknowledged events are not stored": self.unstored,
+            "stored events were not acknowledged": self.unacknowledged,
         }
         faults = [f"{count:,} {what}" for what, count in counts.items() if count]
         faults += [f"{count:,} connections ended: {reason}" for reason, count in self.ended.most_common(3)]

@@ -11,11 +11,16 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+import redis
+
 from bench.runner import Bench
 from bench.servers import Process, Server, ServerError
 from bench.tools import Unavailable
+from broker.cluster.keys import Keys
+from broker.config import Redis as Settings
 
 _START_TIMEOUT = 15.0
+_PREFIX = Settings().prefix
 
 REDIS = "redis"
 """What the process is called in the tables."""
@@ -53,6 +58,14 @@ class Redis(Process):
     def url(self) -> str:
         """For ``--redis``."""
         return f"redis://127.0.0.1:{self.port}/0"
+
+    def tops(self, rooms: Sequence[str]) -> list[int]:
+        """Offset of the newest stored event of each room."""
+        keys = Keys(_PREFIX)
+        with redis.Redis(port=self.port) as asking, asking.pipeline(transaction=False) as pipeline:
+            for room in rooms:
+                pipeline.hget(keys.meta(room), "offset")
+            return [int(offset or 0) for offset in pipeline.execute()]
 
     def stop(self) -> None:
         super().stop()

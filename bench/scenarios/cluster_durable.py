@@ -42,5 +42,12 @@ class ClusterDurable(Throughput):
             [padded(self.size)],
             "kept",
         )
+        publishers = Acknowledged()
         with Cluster(bench, ["node A"]) as cluster:
-            return run(bench, cluster, Acknowledged(), workload, settle=0.5)
+            done = run(bench, cluster, publishers, workload, settle=0.5)
+            tops = cluster.redis.tops(workload.rooms)
+        acknowledged = publishers.stored_in(workload).keys()
+        stored = {(room, at + 1) for room, top in zip(workload.rooms, tops, strict=True) for at in range(top)}
+        done.verdict.unstored = len(publishers.offsets) - len(acknowledged & stored)
+        done.verdict.unacknowledged = len(stored - acknowledged)
+        return done

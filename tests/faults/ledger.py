@@ -423,6 +423,10 @@ class Ledger:
         """A node counts ``said`` members in a room where there are ``really``."""
         self._accuse(Verdict.PRESENCE, f"{node} counts {said} in {room}, where {really} are")
 
+    def failed(self, words: str) -> None:
+        """What breaks things or mends them could not do so."""
+        self._accuse(Verdict.UNFINISHED, words)
+
     # -- verdict --------------------------------------------------------------------
 
     @property

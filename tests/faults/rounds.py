@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from random import Random
 from typing import Any, Final, NamedTuple
 
+import redis
 import trio
 
 from tests.faults import houses
@@ -48,6 +49,8 @@ class Outcome:
     """Seconds that the slowest answer to a publish took, of any kind."""
     put_off: int
     """Answers "not now"."""
+    logs: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What the nodes said last, where a promise was broken."""
 
     def line(self) -> str:
         """For people."""
@@ -69,6 +72,7 @@ class Outcome:
             "slowest_answer": round(self.slowest_answer, 3),
             "put_off": self.put_off,
             **dataclasses.asdict(self.balance),
+            "logs": self.logs,
         }
 
 
@@ -113,11 +117,15 @@ async def play_one(house: houses.House, load: Load, step: Step, events: int) -> 
     """One round."""
     began = time.monotonic()
     load.begin(may_tell=step.fault.tells, may_close=step.fault.closes)
-    with trio.move_on_after(PATIENCE):
-        await load.flow(events)
-        await step.fault.happen(house, Random(step.seed))
-        await load.flow(events)
+    try:
+        with trio.move_on_after(PATIENCE):
+            await load.flow(events)
+            await step.fault.happen(house, Random(step.seed))
+            await load.flow(events)
+    except (AssertionError, redis.RedisError, OSError) as error:
+        load.ledger.failed(f"{type(error).__name__}: {error}")
     tops = await load.settle()
     await load.count_members(house.names)
     balance = load.ledger.balance(tops=tops)
-    return Outcome(step, balance, time.monotonic() - began, load.slowest_answer, load.put_off)
+    logs = {} if balance.good else {node.name: node.last_words() for node in house.nodes}
+    return Outcome(step, balance, time.monotonic() - began, load.slowest_answer, load.put_off, logs)

@@ -78,6 +78,18 @@ async def test_a_closed_socket_is_caught() -> None:
     assert outcome.fields()["violations"] == outcome.balance.violations
 
 
+async def end_badly(house: Alone, _random: Random) -> None:
+    """Like a node that does not come back."""
+    assert house.nodes[0].name == "elsewhere", "it did not come back"
+
+
+async def test_a_fault_that_cannot_be_mended_is_told() -> None:
+    outcome = await caught(Fault("badly", Alone, "", tells=False, closes=False, happen=end_badly))
+    assert outcome.balance.violations == {Verdict.UNFINISHED.value: 1}
+    assert "it did not come back" in outcome.balance.evidence[0]
+    assert "ready" in outcome.logs["n1"]
+
+
 # -- the plan ---------------------------------------------------------------------------------------
 
 

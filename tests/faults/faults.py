@@ -31,6 +31,7 @@ from tests.faults.houses import (
     Divided,
     House,
     Proxied,
+    Strict,
     Watched,
     caught_up,
     role_of,
@@ -65,6 +66,8 @@ class Fault:
     """Sessions may be told that events are gone."""
     closes: bool
     """Sockets may be closed."""
+    keeps: bool
+    """Everything acknowledged is in the store afterwards."""
     happen: Callable[[Any, Random], Awaitable[None]]
 
 
@@ -72,14 +75,16 @@ CATALOGUE: Final[dict[str, Fault]] = {}
 
 
 def fault(
-    house: type[AnyHouse], *, tells: bool = False, closes: bool = False
+    house: type[AnyHouse], *, tells: bool = False, closes: bool = False, keeps: bool | None = None
 ) -> Callable[[Callable[[AnyHouse, Random], Awaitable[None]]], None]:
-    """Enter a function into the catalogue."""
+    """Enter a function into the catalogue. Where nothing may be told, everything must be kept."""
 
     def enter(function: Callable[[AnyHouse, Random], Awaitable[None]]) -> None:
         name = function.__name__.replace("_", "-")
         what = (function.__doc__ or "").partition("\n")[0]
-        CATALOGUE[name] = Fault(name, house, what, tells, closes, function)
+        CATALOGUE[name] = Fault(
+            name, house, what, tells, closes, not tells if keeps is None else keeps, function
+        )
 
     return enter
 
@@ -393,18 +398,35 @@ async def pull(house: Divided, cables: Iterable[int]) -> None:
 @fault(Watched)
 async def failover_clean(house: Watched, _random: Random) -> None:
     """kill -9 of a primary whose replica has everything: nothing may be said to be gone."""
-    primary, replica = house.primary(), house.replica()
-    with primary.client() as client:
+    with house.primary().client() as client:
         client.client_pause(60_000, all=False)  # writes; it is killed before they go on
         await until(lambda: replicated(client.info("replication")))
-    primary.kill()
-    await promoted(replica)
-    await house.returns_as_replica(primary)
+    await fail_over(house)
 
 
 @fault(Watched, tells=True)
 async def failover(house: Watched, _random: Random) -> None:
     """kill -9 of the primary in full flight."""
+    await fail_over(house)
+
+
+@fault(Strict, tells=True, keeps=True)
+async def failover_strict(house: Strict, _random: Random) -> None:
+    """The same where acknowledged means on two: all that was acknowledged must be there."""
+    await fail_over(house)
+
+
+@fault(Strict)
+async def replica_away(house: Strict, random: Random) -> None:
+    """The only replica is gone for a while: nothing can be acknowledged, and nothing is."""
+    replica = house.replica()
+    replica.kill()
+    await a_while(random)
+    await house.returns_as_replica(replica)
+
+
+async def fail_over(house: Watched) -> None:
+    """Kill the primary, wait for the other one, bring it back as its replica."""
     primary, replica = house.primary(), house.replica()
     primary.kill()
     await promoted(replica)
@@ -414,14 +436,11 @@ async def failover(house: Watched, _random: Random) -> None:
 @fault(Watched, tells=True)
 async def failover_behind(house: Watched, random: Random) -> None:
     """The replica has missed the last events when the primary dies: offsets are issued again."""
-    primary, replica = house.primary(), house.replica()
-    with primary.client() as client:
+    with house.primary().client() as client:
         client.acl_setuser("default", commands=["-psync", "-sync"])  # it cannot come back
         client.client_kill_filter(_type="replica")
         await trio.sleep(random.uniform(0.3, 1.0))
-    primary.kill()
-    await promoted(replica)
-    await house.returns_as_replica(primary)
+    await fail_over(house)
 
 
 @fault(Watched, tells=True)

@@ -154,6 +154,10 @@ class Watched(House):
         await caught_up(again)
 
 
+class Strict(Watched):
+    """The same, where nothing is acknowledged before primary and replica have it."""
+
+
 def role_of(server: RedisServer) -> dict[str, Any]:
     """What it says of its replication; nothing while it does not answer."""
     with server.client(socket_timeout=1.0) as client:
@@ -214,14 +218,22 @@ async def proxied() -> AsyncIterator[Proxied]:
 
 
 @asynccontextmanager
-async def watched() -> AsyncIterator[Watched]:
-    """Nodes that find their Redis by Sentinels."""
+async def strict() -> AsyncIterator[Strict]:
+    """Nodes that find their Redis by Sentinels, and wait for its replica."""
+    async with watched(Strict, "replicas = 1") as house:
+        assert isinstance(house, Strict)
+        yield house
+
+
+@asynccontextmanager
+async def watched(kind: type[Watched] = Watched, *settings: str) -> AsyncIterator[Watched]:
+    """Nodes that find their Redis by Sentinels. ``settings`` of ``[redis]`` besides."""
     with directory() as where, contextlib.ExitStack() as stack:
         for name in ("a", "b"):
             (where / name).mkdir()
         first = RedisServer(where / "a", None, **DURABLE)
         second = RedisServer(where / "b", None, replicaof=["127.0.0.1", first.port], **DURABLE)
-        house = Watched([first, second], [])
+        house = kind([first, second], [])
         stack.callback(house.stop_servers)
         first.start()
         second.start()
@@ -233,7 +245,8 @@ async def watched() -> AsyncIterator[Watched]:
         for sentinel in sentinels:
             await sentinel.knows_all(len(sentinels))
         hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in sentinels)
-        house.nodes = [Node(name, where, on(f"redis+sentinel://{hosts}/{SERVICE}")) for name in NAMES]
+        store = on(f"redis+sentinel://{hosts}/{SERVICE}", *settings)
+        house.nodes = [Node(name, where, store) for name in NAMES]
         async with house.occupied():
             yield house
 
@@ -256,9 +269,9 @@ async def divided() -> AsyncIterator[Divided]:
             server.stop()
 
 
-def on(url: str) -> str:
+def on(url: str, *settings: str) -> str:
     """Configuration of a node on the Redis at ``url``."""
-    return f'[redis]\nurl = "{url}"'
+    return "\n".join(["[redis]", f'url = "{url}"', *settings])
 
 
 @contextlib.contextmanager

@@ -52,6 +52,8 @@ class Verdict(StrEnum):
     """An event of another room, or of one that the session is not in, or that nobody published."""
     STALE = "stale epoch"
     """What belongs to one epoch was taken for another's."""
+    GONE = "acknowledged and gone"
+    """At the end, the store does not have it where it was acknowledged."""
     CONTENT = "wrong content"
     """Not what was published under this key."""
     TOLD = "told without cause"
@@ -426,6 +428,23 @@ class Ledger:
     def failed(self, words: str) -> None:
         """What breaks things or mends them could not do so."""
         self._accuse(Verdict.UNFINISHED, words)
+
+    def oldest_acknowledged(self, room: str) -> int | None:
+        """The lowest offset at which something was acknowledged in this round."""
+        offsets = [one.position.offset for one in self._acknowledged_in(room) if one.position is not None]
+        return min(offsets, default=None)
+
+    def kept(self, room: str, keys: dict[int, str]) -> None:
+        """What the store has in the room, by offset, from :meth:`oldest_acknowledged` on."""
+        for publication in self._acknowledged_in(room):
+            position = publication.position
+            if position is not None and keys.get(position.offset) != publication.key:
+                self._accuse(
+                    Verdict.GONE, f"{publication.key} was acknowledged at {_tell(position)} of {room}"
+                )
+
+    def _acknowledged_in(self, room: str) -> list[Publication]:
+        return [one for one in self.publications.values() if one.room == room and one.position is not None]
 
     # -- verdict --------------------------------------------------------------------
 

@@ -466,6 +466,35 @@ class Load:
             await trio.sleep(POLL)
         return True
 
+    async def read_back(self, tops: dict[str, Position]) -> None:
+        """Read what every room keeps of this round, so that it is held against what was acknowledged."""
+        for room, top in tops.items():
+            oldest = self.ledger.oldest_acknowledged(room)
+            if oldest is not None and room in HISTORY_ROOMS:
+                keys: dict[int, str] = {}
+                with trio.move_on_after(PATIENCE):
+                    await self._read_room(room, Position(top.epoch, oldest - 1), keys)
+                self.ledger.kept(room, keys)
+
+    async def _read_room(self, room: str, since: Position, keys: dict[int, str]) -> None:
+        while True:
+            answer = await self._ask_any("history", room=room, since=since._asdict(), limit=1000)
+            if answer is None:
+                await trio.sleep(POLL)
+                continue
+            keys.update((event["offset"], event["key"]) for event in answer["events"])
+            if not answer["more"]:
+                return
+            since = Position(since.epoch, answer["events"][-1]["offset"])
+
+    async def _ask_any(self, op: str, **fields: Any) -> Message | None:
+        """Ask the first node that answers."""
+        for endpoint in self.endpoints:
+            answer = await self._ask(endpoint, op, **fields)
+            if answer is not None:
+                return answer
+        return None
+
     async def count_members(self, names: Sequence[str]) -> None:
         """Ask every node who is in a room, until all are right; who is not by the end is accused."""
         room = HISTORY_ROOMS[0]
@@ -482,15 +511,20 @@ class Load:
 
     async def _ask_presence(self, endpoint: Endpoint, room: str) -> int:
         """How many sessions a node counts in ``room``; -1 if it does not say."""
+        answer = await self._ask(endpoint, "presence", room=room)
+        return int(answer["sessions"]) if answer is not None else -1
+
+    async def _ask(self, endpoint: Endpoint, op: str, **fields: Any) -> Message | None:
+        """Ask a node by a connection of its own; nothing if it refuses or does not answer."""
         try:
             async with await trio.open_tcp_stream(*endpoint) as stream:
                 line = Line(stream)
                 if await line.upgrade(request()) != 101:
-                    return -1
-                answer = await line.ask("presence", room=room)
-                return int(answer["sessions"]) if answer["op"] == "ok" else -1
+                    return None
+                answer = await line.ask(op, **fields)
+                return answer if answer["op"] == "ok" else None
         except BROKEN:
-            return -1
+            return None
 
 
 class Gate:

@@ -26,6 +26,7 @@ HOUSES: Final[dict[type[houses.House], Callable[[], AbstractAsyncContextManager[
     houses.Cluster: houses.cluster,
     houses.Proxied: houses.proxied,
     houses.Watched: houses.watched,
+    houses.Strict: houses.strict,
     houses.Divided: houses.divided,
 }
 
@@ -126,6 +127,8 @@ async def play_one(house: houses.House, load: Load, step: Step, events: int) -> 
         load.ledger.failed(f"{type(error).__name__}: {error}")
     tops = await load.settle()
     await load.count_members(house.names)
+    if step.fault.keeps:
+        await load.read_back(tops)
     balance = load.ledger.balance(tops=tops)
     logs = {} if balance.good else {node.name: node.last_words() for node in house.nodes}
     return Outcome(step, balance, time.monotonic() - began, load.slowest_answer, load.put_off, logs)

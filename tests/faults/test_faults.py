@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from tests.faults.faults import CATALOGUE, Fault
-from tests.faults.houses import Alone, Cluster, House, Proxied, Watched
+from tests.faults.houses import Alone, Cluster, House, Proxied, Strict, Watched
 from tests.faults.ledger import Verdict
 from tests.faults.plan import plan, steps
 from tests.faults.rounds import Outcome, Step, play
@@ -23,7 +23,9 @@ EACH = 60.0
 """Seconds of real time on average for one fault, after which a test that hangs fails. About six are usual."""
 
 
-@pytest.mark.parametrize("house", [Alone, Cluster, Proxied, Watched], ids=lambda house: house.__name__)
+@pytest.mark.parametrize(
+    "house", [Alone, Cluster, Proxied, Watched, Strict], ids=lambda house: house.__name__
+)
 async def test_promises_hold_under_every_fault(house: type[House]) -> None:
     planned = steps([name for name, one in CATALOGUE.items() if one.house is house], SEED)
     outcomes: list[Outcome] = []
@@ -61,7 +63,7 @@ async def forget_everything(house: Alone, _random: Random) -> None:
 
 
 async def test_a_store_that_forgets_is_caught() -> None:
-    excused = Fault("forget", Alone, "", tells=False, closes=True, happen=forget_everything)
+    excused = Fault("forget", Alone, "", tells=False, closes=True, keeps=False, happen=forget_everything)
     outcome = await caught(excused)
     assert outcome.balance.of(Verdict.TOLD) > 0
     assert not outcome.balance.good
@@ -84,7 +86,9 @@ async def end_badly(house: Alone, _random: Random) -> None:
 
 
 async def test_a_fault_that_cannot_be_mended_is_told() -> None:
-    outcome = await caught(Fault("badly", Alone, "", tells=False, closes=False, happen=end_badly))
+    outcome = await caught(
+        Fault("badly", Alone, "", tells=False, closes=False, keeps=False, happen=end_badly)
+    )
     assert outcome.balance.violations == {Verdict.UNFINISHED.value: 1}
     assert "it did not come back" in outcome.balance.evidence[0]
     assert "ready" in outcome.logs["n1"]

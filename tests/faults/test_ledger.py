@@ -282,6 +282,14 @@ def turn_entries_round(world: World) -> None:
         world.ledger.event("anna", ROOM, offset, f"k{number}", f"d{number}")
 
 
+def keep_less_than_was_acknowledged(world: World) -> None:
+    world.ledger.kept(ROOM, {1: "k1", 3: "k3"})
+
+
+def keep_something_else(world: World) -> None:
+    world.ledger.kept(ROOM, {1: "k1", 2: "k3", 3: "k2"})
+
+
 def whisper_twice(world: World) -> None:
     for number in (1, 2, 2):
         world.ledger.whisper("anna", "p.1", number)
@@ -337,6 +345,8 @@ CORRUPTIONS: dict[Callable[[World], None], Verdict] = {
     lose_what_was_handed_in: Verdict.UNFINISHED,
     tell_only_some_what_was_handed_in: Verdict.HOLE,
     turn_entries_round: Verdict.REORDER,
+    keep_less_than_was_acknowledged: Verdict.GONE,
+    keep_something_else: Verdict.GONE,
     whisper_twice: Verdict.DUPLICATE,
     whisper_backwards: Verdict.REORDER,
     miscount: Verdict.PRESENCE,
@@ -478,6 +488,14 @@ def test_a_store_that_may_forget_may_forget_what_was_handed_in() -> None:
     world.begin(may_tell=True)
     hand_in(world, 4)
     assert world.ledger.outstanding == 0
+    assert world.ledger.balance().good
+
+
+def test_what_is_kept_is_no_fault() -> None:
+    world = lively()
+    assert world.ledger.oldest_acknowledged(ROOM) == 1
+    assert world.ledger.oldest_acknowledged("deal:2") is None
+    world.ledger.kept(ROOM, {1: "k1", 2: "k2", 3: "k3", 4: "somebody's"})
     assert world.ledger.balance().good
 
 

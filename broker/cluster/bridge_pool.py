@@ -54,9 +54,11 @@ class Pool:
                 # A task inherits the context of who starts it rather than that of its nursery,
                 # and callers' contexts know no asyncio loop.
                 self._context = copy_context()
-                await trio.sleep_forever()
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self._nursery = None  # who asks from now on must not find it closed
         finally:
-            self._nursery = None
             self.close("the link has ended")
 
     def close(self, why: str) -> None:

@@ -13,7 +13,7 @@ from broker.cluster.link import LinkDown
 
 async def test_who_asks_while_the_pool_ends_is_told_so() -> None:
     dialing = trio.Event()
-    refused = []
+    refused: list[str] = []
 
     async def dial() -> Lane:
         dialing.set()

@@ -29,6 +29,7 @@ from broker.cluster.keys import Keys
 from broker.cluster.link import Link, LinkDown, LinkError, Reply
 from broker.cluster.openings import HOLDER, STOPPED, Openings, reason
 from broker.cluster.past import Past
+from broker.cluster.refusals import Refusals
 from broker.cluster.repairs import Repairs
 from broker.cluster.replication import Replication
 from broker.cluster.seen_writer import SeenWriter
@@ -39,10 +40,7 @@ from broker.engine.base import Deliver, Done, HistoryPage, HistoryQuery, Moved, 
 from broker.engine.batch import Close, Open, Request, unavailable
 from broker.engine.open_rooms import OpenRooms
 from broker.engine.seen import newest
-from broker.logs import Throttle, get_logger
 from broker.protocol.events import Event, Position
-
-log = get_logger(__name__)
 
 KEY_WINDOW: Final = 300.0
 """How long an idempotency key is remembered (s)."""
@@ -125,13 +123,12 @@ class RedisEngine:
         )
         self._seen = SeenWriter(link, self._names, self._rooms, self._wake)
         self._answered_some = trio.Event()
-        self._throttle = Throttle()
+        self._refusals = Refusals(link, keys, replicas)
         # Set by run(), used only while _running.
         self._nursery: trio.Nursery
         self._started = False
         self._running = False
         self._crash: Exception | None = None
-        self._refusing: str | None = None
         self._in_flight = 0
         self._stored = 0
         self._duplicates = 0
@@ -179,6 +176,7 @@ class RedisEngine:
             nursery.start_soon(self._repairs.run)
             nursery.start_soon(self._sweeper.run)
             nursery.start_soon(self._seen.run)
+            nursery.start_soon(self._refusals.run)
             if self._replication is not None:
                 nursery.start_soon(self._replication.run)
             self._running = True
@@ -277,11 +275,12 @@ class RedisEngine:
         self._answered_some.set()
         if isinstance(reply, LinkError):
             self._failed_publishes += 1
-            self._report(reply)
+            if not isinstance(reply, LinkDown):  # the link tells that by itself, and `failing` asks it
+                self._refusals.refused(publish.event.room, reply)
             self._delivery.answer(publish.done, unavailable(reason(reply), publish.event.room))
             return
-        if self._refusing is not None:
-            self._report(None)
+        if self._refusals.why is not None:
+            self._refusals.stored()
         shown, offset, commits, again = reply
         epoch = shown.decode()
         if again:
@@ -298,19 +297,6 @@ class RedisEngine:
             await self._answered_some.wait()
             self._answered_some = trio.Event()
             self._delivery.flush()
-
-    def _report(self, error: LinkError | None) -> None:
-        """Tell the operator when the store begins to refuse and when it works again, not in between."""
-        if error is None:
-            log.info("store works again", refused_with=self._refusing)
-            self._refusing = None
-        elif isinstance(error, LinkDown):
-            return  # the link tells that by itself, and `failing` asks it
-        else:
-            code = str(error).partition(" ")[0]
-            if code != self._refusing and (missed := self._throttle.admit(code)) is not None:
-                log.error("store fails", reason=str(error), suppressed=missed)
-            self._refusing = code
 
     # Rooms
 
@@ -431,5 +417,5 @@ class RedisEngine:
             "unreadable": self._past.unreadable,
             "acknowledgements": self._seen.moved,
             "failed_acknowledgements": self._seen.failures,
-            "failing": int(self._refusing is not None or not self._link.up),
+            "failing": int(self._refusals.why is not None or not self._link.up),
         }

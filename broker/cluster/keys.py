@@ -53,6 +53,10 @@ class Keys:
         """String: the answer to a publish with this idempotency key."""
         return self._of(room, f"once:{len(publisher)}:{publisher}:{key}")
 
+    def trial(self, room: str) -> str:
+        """String: written to try whether the store takes anything, where the room is."""
+        return self._of(room, "trial")
+
     def seen(self, room: str) -> str:
         """Hash: who → ``offset:ts``, acknowledged positions."""
         return self._of(room, "seen")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import redis
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from broker.engine.base import HistoryQuery, Seen
 from broker.errors import BrokerError, ErrorCode
@@ -219,6 +220,36 @@ async def test_a_disk_that_cannot_be_written_refuses_whole_events() -> None:
             assert (await rig.publish("deal:1").position()).offset == 4
 
 
+async def test_a_store_that_takes_events_again_is_noticed_though_nobody_publishes() -> None:
+    """Whoever is not ready is sent nobody, so nobody might ever publish again."""
+    with redis_server() as server:
+        async with together(RedisHarness(server), 1) as [rig]:
+            await rig.fill("deal:1", 1)
+            with server.client() as client:
+                client.config_set("maxmemory", 1)
+                await refusal(rig.publish("deal:1"))
+                await wait_all_tasks_blocked()
+                assert rig.count("failing") == 1
+                client.config_set("maxmemory", 0)
+            await until(lambda: rig.count("failing") == 0)
+            assert rig.count("stored") == 1
+
+
+async def test_trials_are_not_taken_for_a_store_that_works() -> None:
+    with redis_server() as server:
+        async with together(RedisHarness(server), 1) as [rig]:
+            await rig.fill("deal:1", 1)
+            with server.client() as client:
+                client.config_resetstat()
+                client.config_set("maxmemory", 1)
+                await refusal(rig.publish("deal:1"))
+                await until(
+                    lambda: client.info("commandstats").get("cmdstat_set", {}).get("rejected_calls", 0)
+                )
+                await wait_all_tasks_blocked()
+            assert rig.count("failing") == 1
+
+
 # Replicas
 
 
@@ -237,9 +268,11 @@ async def test_an_event_counts_when_replicas_have_it() -> None:
             error = await refusal(one.publish("deal:1", key="k"))
             assert "replicas" in error.message
             assert one.offsets("deal:1") == []
+            assert one.count("failing") == 1
             await two.caught_up("deal:1", 1)  # it is stored, and told to those who hear of it
             follow(primary, replica)
             await until(lambda: replica.info("replication")["master_link_status"] == "up")
+            await until(lambda: one.count("failing") == 0)
             assert (await one.publish("deal:1", key="k").position()).offset == 1
             replies = [one.publish("deal:1", number) for number in range(20)]
             assert [(await reply.position()).offset for reply in replies] == list(range(2, 22))

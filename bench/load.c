@@ -77,7 +77,7 @@ struct plan_connection {
     u32 request, script, final, flags, receive_buffer, port;
 };
 #define STOPS_READING 1u /* once ready, reads nothing until all is published */
-#define SPEAKS_REDIS 2u  /* no WebSocket: its templates are commands of Redis, its answers are skipped */
+#define SPEAKS_REDIS 2u  /* no WebSocket: its templates are commands of Redis, each answered by one line */
 
 struct plan_publish {
     u64 at; /* ns after the start */
@@ -488,10 +488,12 @@ static void send_publishes(u32 index, u32 first, u32 count)
     }
     if (array)
         outgoing[HEAD_MAX + length++] = ']';
-    if (redis)
+    if (redis) {
+        finals_missing += count;
         send_bytes(index, outgoing + HEAD_MAX, length);
-    else
+    } else {
         send_put(index, 1, length);
+    }
 }
 
 static void note(u32 index, const u8 *payload, u32 length, u8 head, u64 now)
@@ -603,13 +605,15 @@ static u32 upgrade(u32 index, const u8 *buffer, u32 length, u64 now)
     return (u32)(end - buffer) + 4;
 }
 
-/* Answers of Redis; the same return values as frames(). Only errors are noted, as payloads with the head 0. */
+/* Answers of Redis, one line for each command; the same return values as frames(). Only errors are noted, as
+ * payloads with the head 0. */
 static u32 answers(u32 index, const u8 *buffer, u32 length, u64 now)
 {
     u32 at = 0;
     const u8 *end;
     while ((end = memchr(buffer + at, '\n', length - at)) != NULL) {
         outcomes[index].frames++;
+        finals_missing--;
         if (buffer[at] == '-')
             note(index, buffer + at, (u32)(end - buffer) - at, 0, now);
         at = (u32)(end - buffer) + 1;

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bench.analysis import analyse
-from bench.dialect import Broker, Dialect, SocketIO
+from bench.dialect import Backends, Broker, Dialect, SocketIO
 from bench.load import LoadClient, LoadError
 from bench.plan import Pace, write_plan
 from bench.recording import Recording, Why, read_recording
 from bench.servers import Server
 from bench.tools import CACHE
-from bench.workload import Workload, inbound, one_room, silent
+from bench.workload import Workload, even, from_elsewhere, inbound, one_room, silent, together
 from tests.bench.dribbling_server import UPGRADED, DribblingServer, frame
+from tests.redis_server import RedisServer, redis_server
 
 pytestmark = [
     pytest.mark.skipif(shutil.which(os.environ.get("CC", "cc")) is None, reason="needs a C compiler"),
@@ -26,6 +29,12 @@ pytestmark = [
 ]
 
 PACE = Pace(setup_timeout=20.0, quiet=0.02, lead=0.01)
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as running:
+        yield running
 
 
 def ignore(_phase: str, _done: int, _total: int) -> None:
@@ -153,3 +162,90 @@ def test_a_recording_cut_short_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"something" + bytes(200))
     with pytest.raises(ValueError, match="is no recording"):
         read_recording(path)
+
+
+def test_each_connection_goes_to_its_own_server(tmp_path: Path) -> None:
+    plan = tmp_path / "plan"
+    servers = [DribblingServer([UPGRADED + frame(text)]) for text in (b"[]", b"[ ]", b"[  ]")]
+    load = dataclasses.replace(silent(3), place=np.array([2, 0, 1], dtype=np.int32))
+    write_plan(plan, load, Broker(), [server.port for server in servers], PACE)
+    with servers[0], servers[1], servers[2], LoadClient(plan, None, ignore) as client:
+        assert client.wait("ready", 30) == (3, 3)
+        recording = client.finish()
+    said = {int(one["connection"]): recording.payload(int(one["payload"]))[1] for one in recording.records}
+    assert said == {0: b"[  ]", 1: b"[]", 2: b"[ ]"}
+
+
+class Short(Broker):
+    """Publishes that fit into the frames of a dribbling server."""
+
+    def publish(self, room: str, body: str) -> str:
+        return body
+
+
+TWO_AND_TWO = [b"[<0000000000>,<0000000001>]", b"[<0000000002>,<0000000003>]", b"<0000000004>"]
+
+
+@pytest.mark.parametrize(
+    ("gather", "sent"),
+    [
+        (1, [b"<0000000000>", b"<0000000001>", b"<0000000002>", b"<0000000003>", b"<0000000004>"]),
+        (2, TWO_AND_TWO),
+        (9, TWO_AND_TWO),  # what is due at another moment is not waited for
+    ],
+)
+def test_what_is_due_together_goes_out_as_an_array(tmp_path: Path, gather: int, sent: list[bytes]) -> None:
+    plan = tmp_path / "plan"
+    load = one_room(1, 1000, 0.005, ["<##########>"])
+    load = dataclasses.replace(load, at=together(load.at, 2), gather=gather)
+    server = DribblingServer([UPGRADED + frame(b"[]"), frame(b"[ ]")])
+    write_plan(plan, load, Short(), [server.port], PACE)
+    with server, LoadClient(plan, None, ignore) as client:
+        client.wait("ready", 30)
+        client.go()
+        client.wait("done", 30)
+        recording = client.finish()
+    _joined, *published = [text for head, text in server.heard if head == 0x81]
+    assert published == sent
+    assert np.all(recording.sent_at > 0)
+
+
+class Mistaken(Backends):
+    """A backend with a command that Redis does not know."""
+
+    def publish(self, room: str, body: str) -> str:
+        return "NONSENSE\r\n"
+
+
+def from_backend(tmp_path: Path, redis: RedisServer, dialect: Backends, count: int) -> list[str]:
+    """The faults of a run in which one backend publishes to two rooms that nobody is in."""
+    plan = tmp_path / "plan"
+    at = even(1000, count / 1000)
+    load = from_elsewhere(
+        0, 2, 1, at, ['{"n":"##########"}'], sessions_at=0, senders_at=1, backends=True, gather=3
+    )
+    write_plan(plan, load, dialect, [0, redis.port], PACE)
+    with LoadClient(plan, None, ignore) as client:
+        assert client.wait("ready", 30) == (1, 1)
+        client.go()
+        client.wait("done", 30)
+        return analyse(load, client.finish(), dialect.read).faults()
+
+
+def test_a_backend_publishes_in_redis(tmp_path: Path, redis: RedisServer) -> None:
+    with redis.client() as client, client.pubsub() as hearing:
+        hearing.psubscribe("broker:room:*")
+        hearing.get_message(timeout=30)
+        assert from_backend(tmp_path, redis, Backends(), 3) == []
+        heard = [hearing.get_message(timeout=30) for _ in range(3)]
+    assert [(said["channel"], said["data"]) for said in heard if said] == [
+        (b"broker:room:bench:0", b'{"event":"update","data":{"n":"0000000000"}}'),
+        (b"broker:room:bench:1", b'{"event":"update","data":{"n":"0000000001"}}'),
+        (b"broker:room:bench:0", b'{"event":"update","data":{"n":"0000000002"}}'),
+    ]
+
+
+def test_what_redis_refuses_is_a_fault(tmp_path: Path, redis: RedisServer) -> None:
+    fault, *more = from_backend(tmp_path, redis, Mistaken(), 2)
+    assert fault.startswith("2 times the server said: -ERR unknown command")
+    assert more == []

@@ -95,7 +95,7 @@ class Lifecycle:
     # -- what happens here ----------------------------------------------------------
 
     def appeared(self, session: SessionId, user: UserId | None) -> None:
-        """A session began, or turned out to be ``user``'s."""
+        """A session was let in, or turned out to be ``user``'s."""
         if user is not None and self._here.get(EVERYWHERE, {}).get(_who(session, None)):
             self._count(EVERYWHERE, _who(session, None), -1)
         self._count(EVERYWHERE, _who(session, user), 1)

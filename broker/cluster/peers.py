@@ -47,7 +47,7 @@ class Feed(Protocol):
     """Whoever tells backends who comes and goes; implemented by :mod:`broker.cluster.lifecycle`."""
 
     def appeared(self, session: SessionId, user: UserId | None) -> None:
-        """A session began, or turned out to be ``user``'s."""
+        """A session was let in, or turned out to be ``user``'s."""
 
     def vanished(self, session: SessionId, user: UserId | None) -> None:
         """It ended."""

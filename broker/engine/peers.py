@@ -115,10 +115,10 @@ class Peers(Protocol):
         """Members of a room on other nodes, also of one that is not attached. Raises ``unavailable``."""
 
     def appeared(self, session: SessionId, user: UserId | None) -> None:
-        """A session began, or was identified."""
+        """A session was let in as anonymous, or identified, at once or later."""
 
     def vanished(self, session: SessionId, user: UserId | None) -> None:
-        """It ended."""
+        """One that appeared has ended."""
 
     async def part(self) -> None:
         """Tell nobody any more that members leave: the node drains, and they will come back elsewhere.

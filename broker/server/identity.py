@@ -82,7 +82,10 @@ async def adopt(session: Session, identity: Identity) -> dict[str, Any] | None:
 async def admit_anonymous(session: Session) -> dict[str, Any] | None:
     """The same for a session that may stay anonymous."""
     await _open_server_rooms(session, None)
-    return _join_server_rooms(session) if session.ending is None else None
+    if session.ending is not None:
+        return None
+    session.context.registry.admit(session)
+    return _join_server_rooms(session)
 
 
 def count_server_rooms(session: Session) -> int:

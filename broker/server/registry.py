@@ -37,6 +37,8 @@ class Registry:
         self.sessions: dict[SessionId, Session] = {}
         self._users: dict[UserId, dict[SessionId, Session]] = {}
         self._user_rates: dict[UserId, RateLimiter] = {}
+        self._guests: set[SessionId] = set()
+        """Sessions that may stay anonymous, and are."""
         self._strangers: dict[str, int] = {}
         self.connections = 0
         """Open sockets, handshakes included."""
@@ -85,7 +87,11 @@ class Registry:
         """A session begins."""
         self.sessions[session.id] = session
         self.opened += 1
-        self._peers.appeared(session.id, session.user)
+
+    def admit(self, session: Session) -> None:
+        """An anonymous session may stay. Until then it is nobody, and the other nodes hear nothing of it."""
+        self._guests.add(session.id)
+        self._peers.appeared(session.id, None)
 
     def has_place(self, user: UserId) -> bool:
         """Whether one more session of this user is allowed."""
@@ -97,6 +103,7 @@ class Registry:
         self._users.setdefault(user, {})[session.id] = session
         if self._rates.enabled and user not in self._user_rates:
             self._user_rates[user] = RateLimiter(self._rates, self._rates.user_factor)
+        self._guests.discard(session.id)
         self._peers.appeared(session.id, user)
 
     def user_rates(self, user: UserId) -> RateLimiter | None:
@@ -120,7 +127,9 @@ class Registry:
     def close(self, session: Session, code: int) -> None:
         """A session ended with ``code``."""
         del self.sessions[session.id]
-        self._peers.vanished(session.id, session.user)
+        if session.user is not None or session.id in self._guests:
+            self._guests.discard(session.id)
+            self._peers.vanished(session.id, session.user)
         label = code if code in LABELS else OTHER
         self.closes[label] = self.closes.get(label, 0) + 1
         if session.user is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.publisher import AsyncPublisher
-from tests.e2e.harness import BrokerProcess, serving, until
+from tests.e2e.harness import KEY, BrokerProcess, serving, token, until
 from tests.e2e.raw_client import RawClient, connected
 from tests.redis_server import RedisServer, redis_server
 
@@ -17,11 +17,13 @@ DURABLE = 120
 
 
 @asynccontextmanager
-async def node(redis: RedisServer, directory: Path) -> AsyncIterator[BrokerProcess]:
+async def node(
+    redis: RedisServer, directory: Path, open_to: str = "dev = true"
+) -> AsyncIterator[BrokerProcess]:
     """A node of the cluster on ``redis``."""
     file = directory / "broker.toml"
     file.write_text(
-        f'dev = true\n[redis]\nurl = "{redis.url}"\nreader_lease = 1.0\n'
+        f'{open_to}\n[redis]\nurl = "{redis.url}"\nreader_lease = 1.0\n'
         "[rooms.deal]\nhistory = 1000\n[rooms.news]\nhistory = 0\n"
     )
     async with serving("--config", str(file)) as broker:
@@ -84,3 +86,21 @@ async def test_what_was_said_while_no_node_ran_is_not_lost(tmp_path: Path) -> No
                 await until(lambda: connection.xlen("broker:publish") == 0)
             past = await client.ask("history", room="deal:1", at=0)
             assert [event["data"] for event in past["events"]] == list(range(10))
+
+
+async def test_who_never_authenticated_is_nobody_to_backends(tmp_path: Path) -> None:
+    closed = f'[[auth.keys]]\nalgorithm = "HS256"\nsecret = "{KEY.secret}"'
+    with redis_server() as redis, redis.client(decode_responses=True) as client:
+
+        def told() -> list[tuple[str, str]]:
+            entries: Any = client.xrange("broker:lifecycle")
+            return [(fields["event"], fields.get("user", "")) for _, fields in entries]
+
+        async with node(redis, tmp_path, closed) as one:
+            async with connected(one.port) as stranger, connected(one.port) as ann:
+                assert await stranger.refusal("join", room="deal:1") == "unauthenticated"
+                await ann.ask("auth", token=token("ann"))
+                await until(told)
+                async with connected(one.port, token=token("bob")):
+                    await until(lambda: len(told()) >= 2)
+            assert told() == [("connected", "ann"), ("connected", "bob")]

@@ -58,14 +58,19 @@ def test_an_address_has_so_many_strangers() -> None:
 def test_other_nodes_are_told_who_is_here() -> None:
     peers = FakePeers()
     registry = Registry(Limits(), Rates(), peers)
-    stranger, other = visitor("s1"), visitor("s2")
-    for session in (stranger, other):
+    guest, other, stranger = visitor("s1"), visitor("s2"), visitor("s3")
+    for session in (guest, other, stranger):
         registry.open(session)
+    assert peers.here == []
+    registry.admit(guest)
     identify(registry, other, ANN)
-    assert peers.here == [("s1", None), ("s2", None), ("s2", ANN)]
+    assert peers.here == [("s1", None), ("s2", ANN)]
+    registry.close(stranger, 4408)
     registry.close(other, 1000)
     assert peers.here == [("s1", None)]
-    registry.close(stranger, 1000)
+    identify(registry, guest, ANN)
+    assert peers.here == [("s1", None), ("s1", ANN)]
+    registry.close(guest, 1000)
     assert peers.here == []
 
 

@@ -106,8 +106,11 @@ async def loaded(house: houses.House, seed: int) -> AsyncIterator[Load]:
     """A load on the house."""
     load = Load(Ledger(), house.endpoints, seed=seed)
     async with trio.open_nursery() as nursery:
-        with trio.fail_after(PATIENCE):
+        with trio.move_on_after(PATIENCE) as patience:
             await nursery.start(load.run)
+        if patience.cancelled_caught:
+            words = "\n\n".join(node.last_words() for node in house.nodes)
+            raise AssertionError(f"not everybody could join:\n{words}")
         if house.store() is not None:
             nursery.start_soon(Backend(load, house.store).run)
         yield load

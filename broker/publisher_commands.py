@@ -102,6 +102,7 @@ class Ways(Generic[Outcome_co]):
 
     def to_user(self, recipient: str, event: str, data: Any, **options: Unpack[Options]) -> Outcome_co:
         """The same to all sessions of one user; if durable, also to those that come later."""
+        _check_room("recipient", recipient)
         return self.to_room(f"user:{recipient}", event, data, **options)
 
     def broadcast(self, event: str, data: Any, **options: Unpack[Options]) -> Outcome_co:

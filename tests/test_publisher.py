@@ -158,6 +158,12 @@ def test_a_batch_that_raises_sends_nothing(publisher: Publisher, client: redis.R
     assert entries(client) == []
 
 
+@pytest.mark.parametrize("recipient", ["", None, 42, "*"])
+def test_what_is_no_user_is_told_where_it_is_said(publisher: Publisher, recipient: Any) -> None:
+    with pytest.raises(ValueError, match=r"recipient: .* is not a name"):
+        publisher.to_user(recipient, "x", 1)
+
+
 def test_an_empty_batch_is_nothing(publisher: Publisher) -> None:
     with publisher.batch() as batch:
         pass

@@ -23,6 +23,7 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "node": _said("node", "--version"),
+        "redis": _said("redis-server", "--version"),
         "npm_packages": _npm_packages(),
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -145,6 +145,11 @@ def warnings(samples: Sequence[Sample]) -> list[str]:
     busy = max((sample.metrics.get("client_percent", 0.0) for sample in samples), default=0.0)
     if busy > BUSY:
         lines.append(f"the load client used up to {busy:.0f} % of its core: it may be what limits")
+    shared = max((sample.metrics.get("shared", 0.0) for sample in samples), default=0.0)
+    if shared > BUSY:
+        lines.append(
+            f"the core of the load client and Redis was busy up to {shared:.0f} %: it may be what limits"
+        )
     late = max((sample.metrics.get("lag_p99", 0.0) for sample in samples), default=0.0)
     if late > 5.0:
         lines.append(f"the load client was up to {late:.0f} ms late (p99): latencies include that")

@@ -67,12 +67,16 @@ def test_best_rate_is_the_first_even_if_it_fails() -> None:
 
 def test_warnings_name_faults_and_doubts() -> None:
     sample = Sample(
-        "ws", 0, {"disturbed": 30.0, "lag_p99": 8.0, "client_percent": 95.0}, ["1 deliveries are missing"]
+        "ws",
+        0,
+        {"disturbed": 30.0, "lag_p99": 8.0, "client_percent": 95.0, "shared": 99.0},
+        ["1 deliveries are missing"],
     )
     assert warnings([*SAMPLES, sample]) == [
         "ws: 1 deliveries are missing",
         "others used up to 30 % of the server's core in 1 runs: doubtful",
         "the load client used up to 95 % of its core: it may be what limits",
+        "the core of the load client and Redis was busy up to 99 %: it may be what limits",
         "the load client was up to 8 ms late (p99): latencies include that",
     ]
 

@@ -387,6 +387,7 @@ class RedisLink:
         if self._greeted:
             self._open_lanes()
         self._news.set()
+        self._shard_settled()  # perhaps no channel of ours has moved, so that nobody will confirm any
 
     def _fall(self, why: str) -> None:
         """Be down until everything is heard again; with a lane missing, until greeted again as well."""

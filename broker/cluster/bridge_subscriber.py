@@ -221,6 +221,8 @@ class Subscriber(Connection):
                 if channel == own and reply[2].startswith(_PROBE):
                     continue
                 messages.append((channel, reply[2]))
+            elif type(kind) is int:
+                continue  # +PONG: so it is said to a connection that hears no channel
             elif kind.endswith(b"unsubscribe"):
                 self._confirm(reply[1], heard=False)
                 confirmed = True

@@ -10,13 +10,18 @@ from broker.admin.models_nodes import Drain, LoadPage, NodeEntry, NodeLoad, Node
 from broker.admin.operations import Call
 from broker.admin.parts import Nothing, OfNode, rebalance_of
 from broker.admin.questions import DRAIN, LOAD, REBALANCE, command, hear
+from broker.engine.peers import NodeInfo
 
 
 async def nodes(call: Call) -> Any:
     """The nodes that are alive, and which of them answers."""
     context = call.node.context
-    found = [NodeEntry(**msgspec.structs.asdict(each)) for each in context.peers.nodes()]
+    found = [_entry(each) for each in context.peers.nodes()]
     return NodesPage(node=context.node, nodes=found)
+
+
+def _entry(info: NodeInfo) -> NodeEntry:
+    return msgspec.convert(info, NodeEntry, from_attributes=True)
 
 
 async def load(call: Call) -> Any:

@@ -101,7 +101,7 @@ class Asks:
 
     async def ask(self, method: str, parameters: Any) -> list[Answer]:
         """Ask all other nodes; one answer for each, by name."""
-        asked = _Asked({node: info.name for node, info in self._nodes.others().items()})
+        asked = _Asked({info.id: info.name for info in self._nodes.running()})
         self.asks += 1
         if not asked.expected:
             await trio.lowlevel.checkpoint()

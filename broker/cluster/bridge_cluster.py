@@ -34,6 +34,10 @@ LOOK_EVERY: Final = 3.0
 LOOK_EVERY_DOWN: Final = 0.5
 """…and while the link is down: a node may have been replaced."""
 
+LOOK_AGAIN: Final = 0.1
+"""…and before another look because something lives elsewhere (s): a slot on its way says so in every
+answer. Until then nothing is sent to a shard that said so, and it is tried a few times only."""
+
 _QUESTION: Final = (pack("CLUSTER", "INFO"), pack("CLUSTER", "SLOTS"))
 
 
@@ -90,12 +94,13 @@ class Cluster:
                         self._report(error)
                         await backoff.pause()
                         continue
+                    backoff.succeeded()
                     await self._apply(layout, nursery)
                     looked, self._looked = self._looked, trio.Event()
                     looked.set()
                     with trio.move_on_after(LOOK_EVERY if self._is_up() else LOOK_EVERY_DOWN):
                         await self._stale.wait()
-                        await backoff.pause()  # a slot on its way says so in every answer
+                        await trio.sleep(LOOK_AGAIN)
         finally:
             self._routes.assign([], [None] * SLOTS)
             self._layout = None

@@ -38,8 +38,8 @@ TAKEN: Final = 500
 """Departures taken at once."""
 FORGET: Final = 7 * 24 * 3600 * 1000
 """A room of which nobody spoke for this long is forgotten (ms)."""
-EVERYWHERE: Final = "\n"
-"""The room that every session is in. No room of clients holds a control character."""
+EVERYWHERE: Final = "*"
+"""The room that every session is in. No name of a room holds this character."""
 EVERYBODY: Final = ""
 
 WRITE: Final = load_script("lifecycle")

@@ -21,7 +21,12 @@ Reply = Any
 
 
 class LinkError(Exception):
-    """What Redis answered instead of a result; the first word is its code (``OOM``, ``READONLY``…)."""
+    """What Redis answered instead of a result."""
+
+    @property
+    def code(self) -> str:
+        """Its first word: ``OOM``, ``READONLY``, ``WRONGTYPE``…; the rest is for operators."""
+        return str(self).partition(" ")[0]
 
 
 class LinkDown(LinkError):  # noqa: N818 - a state rather than a fault

@@ -36,6 +36,8 @@ RENEWALS: Final = 3
 """Heartbeats in the length of a lease."""
 RETRY: Final = 0.5
 """Between a heartbeat that failed and the next (s)."""
+FAREWELL: Final = 0.5
+"""How long the last word of a node that has drained may take (s)."""
 SHORTEST: Final = 0.1
 """Between any two heartbeats (s), however much news there is."""
 
@@ -101,6 +103,7 @@ class Nodes:
         self._registered = False
         self._anew = True
         self._draining = False
+        self._ended = False
         self._last_lease = parting
         self._news = trio.Event()
         self._throttle = Throttle()
@@ -130,14 +133,20 @@ class Nodes:
         """All other nodes that are alive; not to be changed."""
         return self._others
 
+    def running(self) -> list[NodeInfo]:
+        """All other nodes that can be asked something, by name."""
+        running = [info for info in self._others.values() if not info.ended]
+        return sorted(running, key=lambda info: (info.name, info.id))
+
     def infos(self) -> list[NodeInfo]:
         """All nodes, this one first, the others by name."""
-        return [self.own(), *sorted(self._others.values(), key=lambda info: (info.name, info.id))]
+        return [self.own(), *self.running()]
 
     def own(self) -> NodeInfo:
         """What this node says of itself."""
         info = self._describe()
-        return msgspec.structs.replace(info, id=self.id, draining=info.draining or self._draining)
+        draining = info.draining or self._draining
+        return msgspec.structs.replace(info, id=self.id, draining=draining, ended=self._ended)
 
     # -- what happens -------------------------------------------------------------------
 
@@ -155,6 +164,12 @@ class Nodes:
         self._draining = True
         self._last_lease = self._parting if missed else self._lease
         self._news.set()
+
+    async def end(self) -> None:
+        """Nobody should ask this node anything any more; its last lease goes on for its members."""
+        self._ended = True
+        with trio.move_on_after(FAREWELL, shield=True):
+            await self._beat()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the lease until cancelled. Started after the first attempt."""
@@ -202,12 +217,14 @@ class Nodes:
             self.parted.set()
         change = self._learn(ended, listing, anew=anew or mode == "first" or status == FORGOTTEN)
         self._registered = self._registered or mode == "first"
-        if change.ended or mode in {"first", "part"}:
+        if change.ended or mode in {"first", "part", "end"}:
             self._tell()
         self._changed(change)
         return True
 
     def _mode(self) -> tuple[str, float]:
+        if self._ended:
+            return "end", self._lease
         if not self._registered and not self._draining:
             return "first", self._lease
         if self.parted.is_set():

@@ -109,4 +109,4 @@ class Openings:
 
 def reason(error: LinkError) -> str:
     """What people are told."""
-    return str(error) if isinstance(error, LinkDown) else f"the store refused ({error})"
+    return str(error) if isinstance(error, LinkDown) else f"the store refused ({error.code})"

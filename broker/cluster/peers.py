@@ -142,6 +142,8 @@ class RedisPeers:
                 task_status.started()
         finally:
             self._nursery = None
+            if self._nodes.parted.is_set():
+                await self._nodes.end()
 
     def on_up(self) -> None:
         """Commands are answered and all subscriptions confirmed, for the first time or again."""

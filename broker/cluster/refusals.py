@@ -43,7 +43,7 @@ class Refusals:
 
     def refused(self, room: str, error: LinkError) -> None:
         """The store did not take an event of ``room``."""
-        code = str(error).partition(" ")[0]
+        code = error.code
         if code != self.why and (missed := self._throttle.admit(code)) is not None:
             log.error("store fails", reason=str(error), suppressed=missed)
             self._told = True

@@ -108,7 +108,8 @@ class Sweeper:
             await self._compare(chunk, hurried=hurried)
             self._refresh(chunk)
             if not hurried:
-                await self._pause((due - trio.current_time()) / left)
+                # Comparing may have taken longer than the whole interval.
+                await self._pause(max(0.0, (due - trio.current_time()) / left))
                 if self._hurried.is_set():
                     return
 

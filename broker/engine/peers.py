@@ -70,6 +70,8 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     load: float = 0.0
     """0 to 1; see ``/api/load``."""
     draining: bool = False
+    ended: bool = False
+    """It has drained and is gone; only its members are kept for a while, until they are back."""
 
 
 class Answer(NamedTuple):

@@ -266,7 +266,7 @@ async def test_an_event_counts_when_replicas_have_it() -> None:
         async with together(RedisHarness(primary, replicas=1)) as [one, two]:
             await two.engine.open("deal:1", KEEP)
             error = await refusal(one.publish("deal:1", key="k"))
-            assert "replicas" in error.message
+            assert "NOREPLICAS" in error.message
             assert one.offsets("deal:1") == []
             assert one.count("failing") == 1
             await two.caught_up("deal:1", 1)  # it is stored, and told to those who hear of it

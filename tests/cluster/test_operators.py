@@ -102,3 +102,19 @@ async def test_without_redis_a_node_is_not_ready_and_answers_for_itself() -> Non
             assert not (await answer(http, "/api/sessions?local=1"))["partial"]
             server.thaw()
             await ready(http, True)
+
+
+async def test_a_node_that_has_ended_well_is_not_waited_for(redis_at: RedisServer) -> None:
+    long = Redis(url=redis_at.url, node_lease=600.0)
+    with trio.fail_after(60):
+        async with (
+            running(config(node="n1", redis=long)) as one,
+            running(config(node="n2", redis=long)) as two,
+            one.http() as http,
+        ):
+            for node in (one, two):
+                await until(partial(_knows_another, node))
+            two.broker.stop()
+            await until(lambda: not _knows_another(one))
+            assert [each["name"] for each in (await answer(http, "/api/nodes"))["nodes"]] == ["n1"]
+            assert not (await answer(http, "/api/rooms"))["partial"]

@@ -5,7 +5,7 @@
 -- KEYS[3]  hash: last (time of the last heartbeat of any node), began (see below)
 -- ARGV[1]  id of this node
 -- ARGV[2]  'first': take a lease; 'keep': renew it; 'part': the same, for the last time;
---          'look': only hear of the others
+--          'look': only hear of the others; 'end': the same, and let them hear what ARGV[4] says
 -- ARGV[3]  length of the lease (ms)
 -- ARGV[4]  what this node says of itself (JSON)
 -- ARGV[5]  the usual length of a lease (ms)
@@ -46,6 +46,8 @@ redis.call('HSET', beats, 'last', now, 'began', began)
 local settled = now - began > usual
 if mode == 'first' or mode == 'keep' or (mode == 'part' and known) then
   redis.call('ZADD', leases, now + length, id)
+  redis.call('HSET', nodes, id, info)
+elseif mode == 'end' and known then
   redis.call('HSET', nodes, id, info)
 end
 

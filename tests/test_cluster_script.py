@@ -40,7 +40,7 @@ async def started(first_port: int, log: Path) -> AsyncIterator[tuple[trio.Proces
         said = ""
         while LAST_WORDS not in said:
             data = await process.stdout.receive_some()
-            assert data, said + log.read_text()
+            assert data, said + errors_in(log)
             said += data.decode()
         yield process, said
     finally:
@@ -49,6 +49,11 @@ async def started(first_port: int, log: Path) -> AsyncIterator[tuple[trio.Proces
         with trio.CancelScope(shield=True):
             await process.wait()
         await process.stdout.aclose()
+
+
+def errors_in(log: Path) -> str:
+    """What it said on standard error."""
+    return log.read_text(errors="replace")
 
 
 def a_row_of_ports() -> int:

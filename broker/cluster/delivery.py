@@ -20,6 +20,7 @@ from broker.cluster.sequencer import Sequencer
 from broker.cluster.stream_scripts import StreamKeys
 from broker.cluster.wire import Head
 from broker.engine.base import Deliver, Done, Moved
+from broker.engine.batch import unavailable
 from broker.engine.open_rooms import OpenRooms
 from broker.errors import BrokerError
 from broker.logs import Throttle, get_logger
@@ -31,8 +32,15 @@ GRACE: Final = 0.05
 """How old a hole must be before it is filled from the stream (s): answers and messages come on two
 connections, so short holes are usual, and most close by themselves."""
 
+LATE: Final = 0.5
+"""How long the publisher of a stored event waits for what stands before it (s). Publishers must hear
+within 2 s, and filling a hole may take longer when Redis goes away just then."""
+
 HELD: Final = 256
 """Messages kept for a room that is being opened; what is beyond is read from the stream."""
+
+
+BEHIND: Final = "stored, but what stands before it cannot be read now"
 
 
 class Stream:
@@ -45,8 +53,8 @@ class Stream:
         self.keys = keys
         self.ttl = ttl
         self.sequencer = Sequencer(top)
-        self.waiting: list[tuple[Position, Done]] = []
-        """Publishers whose event is stored and has not passed yet."""
+        self.waiting: list[tuple[Position, Done, float]] = []
+        """Publishers whose event is stored and has not passed yet, and since when (Trio's clock)."""
         self.refresh_at = 0.0
         """When the names of the room must next be kept from expiring (Trio's clock)."""
         self.suspect = False
@@ -83,6 +91,9 @@ class Delivery:
         self._answers: list[tuple[Done, Position | BrokerError]] = []
         self._held: dict[str, list[Head]] = {}
         self.streams: dict[str, Stream] = {}
+        self._waiting: dict[Stream, None] = {}
+        """Streams that had publishers waiting when they were looked at last."""
+        self.late = 0
         self.deliver: Deliver
         self.moved: Moved
         self.batches = 0
@@ -121,7 +132,7 @@ class Delivery:
         """The room is closed: nobody here waits for its events."""
         stream = self.streams.pop(room, None)
         if stream is not None and stream.waiting:
-            self._answers += [(done, position) for position, done in stream.waiting]
+            self._answers += [(done, position) for position, done, _ in stream.waiting]
             self.flush()
 
     # -- what comes in ------------------------------------------------------------------
@@ -220,17 +231,37 @@ class Delivery:
             if again or sequencer.is_retired(position.epoch):
                 self._answers.append((done, position))
                 return
-            stream.waiting.append((position, done))
-            self.suspect(stream, trio.current_time())
+            now = trio.current_time()
+            self._wait(stream, position, done, now)
+            self.suspect(stream, now)
         elif position.offset <= sequencer.offset:
             self._answers.append((done, position))
         else:
-            stream.waiting.append((position, done))
             now = trio.current_time()
+            self._wait(stream, position, done, now)
             if not again:
                 self._offer(stream, event, now)
             else:
                 self._expect(stream, position.offset, now)
+
+    def _wait(self, stream: Stream, position: Position, done: Done, now: float) -> None:
+        stream.waiting.append((position, done, now))
+        self._waiting[stream] = None
+
+    def answer_late(self, now: float) -> None:
+        """Tell those who have waited for too long that it is not known when their event will pass."""
+        for stream in list(self._waiting):
+            still = []
+            for position, done, since in stream.waiting:
+                if now - since < LATE:
+                    still.append((position, done, since))
+                else:
+                    self.late += 1
+                    self._answers.append((done, unavailable(BEHIND, stream.room)))
+            stream.waiting = still
+            if not still:
+                del self._waiting[stream]
+        self.flush()
 
     def answer(self, done: Done, error: BrokerError) -> None:
         """An event is not stored. Call :meth:`flush` soon."""
@@ -240,7 +271,7 @@ class Delivery:
         """Answer those whose event has passed, or will never."""
         sequencer = stream.sequencer
         still = []
-        for position, done in stream.waiting:
+        for position, done, since in stream.waiting:
             if position.epoch == sequencer.epoch:
                 passed = position.offset <= sequencer.offset
             else:
@@ -248,7 +279,7 @@ class Delivery:
             if passed:
                 self._answers.append((done, position))
             else:
-                still.append((position, done))
+                still.append((position, done, since))
         stream.waiting = still
 
     # -- what was read --------------------------------------------------------------------

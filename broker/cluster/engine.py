@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import trio
 
-from broker.cluster.delivery import Delivery, Stream
+from broker.cluster.delivery import LATE, Delivery, Stream
 from broker.cluster.generation import Generation
 from broker.cluster.interest import Interest
 from broker.cluster.keys import Keys
@@ -173,6 +173,7 @@ class RedisEngine:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._flush_answers)
+            nursery.start_soon(self._answer_late)
             nursery.start_soon(self._repairs.run)
             nursery.start_soon(self._sweeper.run)
             nursery.start_soon(self._seen.run)
@@ -292,6 +293,11 @@ class RedisEngine:
                 self._sweeper.hurry()
         self._delivery.stored(publish.event, Position(epoch, offset), publish.done, again=bool(again))
 
+    async def _answer_late(self) -> None:
+        while True:
+            await trio.sleep(LATE / 2)
+            self._delivery.answer_late(trio.current_time())
+
     async def _flush_answers(self) -> None:
         while True:
             await self._answered_some.wait()
@@ -391,6 +397,7 @@ class RedisEngine:
             "largest_batch": delivery.largest_batch,
             "stored": self._stored,
             "duplicates": self._duplicates,
+            "answered_late": self._delivery.late,
             "refused": self._refused,
             "failed_publishes": self._failed_publishes,
             "failed_opens": self._openings.failures,

@@ -140,6 +140,10 @@ class RedisPeers:
                 nursery.start_soon(self._graves.run)
                 await nursery.start(self._nodes.run)
                 task_status.started()
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self._nursery = None  # what is asked from now on must not find it closed
         finally:
             self._nursery = None
             if self._nodes.parted.is_set():

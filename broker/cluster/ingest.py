@@ -51,9 +51,7 @@ class Ingest:
                 event = decode_message(room, payload, wanted, now)
                 events.append(event)
                 if event.slot is not None and wanted.last_value and not wanted.history:
-                    self._remember(
-                        event, wanted.history_ttl
-                    )
+                    self._remember(event, wanted.history_ttl)
             except BrokerError as error:
                 self._refused += 1
                 self._rejected.reject(Saying("room", room, payload), error)

@@ -180,6 +180,7 @@ class RedisCluster:
         self.peers.on_up()
 
     def _on_down(self, why: str) -> None:
+        self.engine.disconnected()
         if not self._ending:
             log.warning("Redis is away; ephemeral rooms go on here, the others wait", why=why)
 

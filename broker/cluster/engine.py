@@ -29,6 +29,7 @@ from broker.cluster.keys import Keys
 from broker.cluster.link import Link, LinkDown, LinkError, Reply
 from broker.cluster.openings import HOLDER, STOPPED, Openings, reason
 from broker.cluster.past import Past
+from broker.cluster.proofs import Proofs
 from broker.cluster.refusals import Refusals
 from broker.cluster.repairs import Repairs
 from broker.cluster.replication import Replication
@@ -68,11 +69,12 @@ class RedisEngine:
     """Keeps the past of rooms in the Redis behind ``link``, which somebody else runs.
 
     Whoever composes the node hands over messages (:meth:`take`), and says when
-    the link is up again (:meth:`reconnected`). ``ring_events``: newest events of
-    an open room kept in memory. ``sweep_interval``: seconds between two
-    comparisons with the store. ``replicas``: how many must have an event before
-    it counts. ``key_windows``: by publisher, how long keys count (s) where that
-    is not ``KEY_WINDOW``. ``clock``: Unix time in seconds.
+    the link is down and up again (:meth:`disconnected`, :meth:`reconnected`).
+    ``ring_events``: newest events of an open room kept in memory.
+    ``sweep_interval``: seconds between two comparisons with the store.
+    ``replicas``: how many must have an event before it counts. ``key_windows``:
+    by publisher, how long keys count (s) where that is not ``KEY_WINDOW``.
+    ``clock``: Unix time in seconds.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class RedisEngine:
             link,
             generation,
             self._delivery,
+            Proofs(self._rooms),
             names=self._names,
             tokens=self._tokens,
             interval=sweep_interval,
@@ -212,6 +215,10 @@ class RedisEngine:
     def _require_running(self) -> None:
         if not self._running:
             raise unavailable(STOPPED)
+
+    def disconnected(self) -> None:
+        """The link is down: what was delivered until now is held against the store when it is up again."""
+        self._sweeper.remember()
 
     def reconnected(self) -> None:
         """The link is up again, and every subscription confirmed: find out what was missed meanwhile."""

@@ -38,12 +38,13 @@ PUBLISH: Final = load_script("publish")
 OPEN: Final = _shared("open")
 HISTORY: Final = _shared("history")
 TOPS: Final = load_script("tops")
+PROOF: Final = load_script("proof")
 RENEW: Final = load_script("renew")
 ACKNOWLEDGE: Final = load_script("acknowledge")
 ACKNOWLEDGED: Final = load_script("acknowledged")
 GENERATION: Final = load_script("generation")
 
-SCRIPTS: Final = (PUBLISH, OPEN, HISTORY, TOPS, RENEW, ACKNOWLEDGE, ACKNOWLEDGED, GENERATION)
+SCRIPTS: Final = (PUBLISH, OPEN, HISTORY, TOPS, PROOF, RENEW, ACKNOWLEDGE, ACKNOWLEDGED, GENERATION)
 """For the link, which loads them on every connection."""
 
 

@@ -4,7 +4,8 @@ Messages are only a hint, and an event that nobody speaks of again would not be
 missed. So once in a while, and at once after every reconnect, the position of
 every open room is held against the store's: a room that is behind is repaired,
 one whose stream was replaced is moved, and a store that is behind what clients
-were told has lost something, which begins another generation.
+were told has lost something, which begins another generation. A Redis Cluster
+has no generation that all rooms share; each room proves itself (:mod:`broker.cluster.proofs`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import trio
 from broker.cluster.delivery import Delivery, Stream
 from broker.cluster.generation import Generation
 from broker.cluster.link import Link, LinkError, Reply
-from broker.cluster.stream_scripts import RENEW, SLACK, TOPS, StreamNames, Tokens, ask, life
+from broker.cluster.proofs import Proofs
+from broker.cluster.stream_scripts import PROOF, RENEW, SLACK, TOPS, StreamNames, Tokens, ask, life
 from broker.logs import Throttle, get_logger
 from broker.protocol.events import Position
 
@@ -45,6 +47,7 @@ class Sweeper:
         link: Link,
         generation: Generation,
         delivery: Delivery,
+        proofs: Proofs,
         *,
         names: StreamNames,
         tokens: Tokens,
@@ -53,6 +56,7 @@ class Sweeper:
         self._link = link
         self._generation = generation
         self._delivery = delivery
+        self._proofs = proofs
         self._names = names
         self._tokens = tokens
         self._interval = interval
@@ -66,6 +70,11 @@ class Sweeper:
     def hurry(self) -> None:
         """Compare everything now."""
         self._hurried.set()
+
+    def remember(self) -> None:
+        """The link is down: note what must not be lost until it is up."""
+        if self._link.clustered:
+            self._proofs.note(self._delivery.streams.keys())
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -102,6 +111,7 @@ class Sweeper:
         self.sweeps += 1
         if await self._generation.look(self._link):
             hurried = True
+        self._proofs.keep(self._delivery.streams.keys())
         streams = list(self._delivery.streams.values())
         chunks = [streams[start : start + CHUNK] for start in range(0, len(streams), CHUNK)]
         for left, chunk in zip(range(len(chunks), 0, -1), chunks, strict=True):
@@ -117,7 +127,7 @@ class Sweeper:
 
     async def _compare(self, streams: Sequence[Stream], *, hurried: bool) -> None:
         asked = [stream.sequencer.position for stream in streams]
-        tops = await self._tops(streams)
+        tops = await (self._proven_tops(streams, asked) if self._link.clustered else self._tops(streams))
         if tops is None:
             self.hurry()  # the store was emptied a moment ago
             return
@@ -142,25 +152,43 @@ class Sweeper:
 
     async def _tops(self, streams: Sequence[Stream]) -> list[Position | None] | None:
         """Where the streams are in the store, ``None`` for one that is not there; ``None``: nothing is."""
-        if not self._link.clustered:
-            metas = [stream.keys.meta for stream in streams]
-            generation, commits, *flat = await ask(self._link, TOPS, metas, self._names.keys.store)
-            if generation is None:
-                return None
-            suffix = f".{generation.decode()}"
-            if not self._generation.saw(suffix, commits):
-                self.hurry()
-            return _positions(flat, suffix)
+        metas = [stream.keys.meta for stream in streams]
+        generation, commits, *flat = await ask(self._link, TOPS, metas, self._names.keys.store)
+        if generation is None:
+            return None
+        suffix = f".{generation.decode()}"
+        if not self._generation.saw(suffix, commits):
+            self.hurry()
+        return [
+            Position(epoch.decode() + suffix, offset) if epoch is not None else None
+            for epoch, offset in zip(flat[::2], flat[1::2], strict=True)
+        ]
+
+    async def _proven_tops(
+        self, streams: Sequence[Stream], ends: Sequence[Position]
+    ) -> list[Position | None]:
+        """The same in a Redis Cluster. A stream without an event that was delivered ends before it."""
         tops: list[Position | None] = [None] * len(streams)
         failures: list[LinkError] = []
 
         async def one(number: int) -> None:
+            stream, end = streams[number], ends[number]
+            place = self._proofs.place(stream.room, end)
             try:
-                _, _, *flat = await ask(self._link, TOPS, (streams[number].keys.meta,), "")
+                epoch, offset, digest = await ask(
+                    self._link, PROOF, (stream.keys.meta, stream.keys.stream), place
+                )
             except LinkError as error:
                 failures.append(error)
-            else:
-                [tops[number]] = _positions(flat, "")
+                return
+            if epoch is None:
+                return
+            top = Position(epoch.decode(), offset)
+            if top.epoch == end.epoch:
+                seen = digest.decode() if digest is not None else None
+                if not self._proofs.holds(stream.room, Position(end.epoch, place), seen):
+                    top = Position(end.epoch, place - 1)
+            tops[number] = top
 
         # Each key may be on another shard.
         async with trio.open_nursery() as nursery:
@@ -193,13 +221,6 @@ class Sweeper:
                 continue
             for key in (stream.keys.meta, stream.keys.seen):
                 self._link.send(_ignore, stream.keys.meta, "PEXPIRE", key, life(stream.ttl))
-
-
-def _positions(flat: Sequence[Reply], suffix: str) -> list[Position | None]:
-    return [
-        Position(epoch.decode() + suffix, offset) if epoch is not None else None
-        for epoch, offset in zip(flat[::2], flat[1::2], strict=True)
-    ]
 
 
 def _ignore(_reply: Reply | LinkError) -> None:

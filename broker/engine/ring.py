@@ -35,6 +35,11 @@ class Ring:
     def __len__(self) -> int:
         return len(self._events)
 
+    @property
+    def newest(self) -> Event | None:
+        """The event at ``top``, if it is here."""
+        return self._events[-1] if self._events else None
+
     def append(self, event: Event) -> None:
         """Take the event after ``top``; it must be placed."""
         assert event.position is not None

@@ -70,7 +70,7 @@ class LinkedEngine(RedisEngine):
             on_messages=self._on_messages,
             greet=lambda run_id: self.generation.greet(self.link, run_id),
             on_up=self._on_up,
-            on_down=lambda _why: None,
+            on_down=lambda _why: self.disconnected(),
         )
         self.interest = Interest(self.link, self.keys)
         super().__init__(

@@ -88,12 +88,15 @@ class Rejected:
         )
 
     def _mark(self, saying: Saying) -> str:
-        """A key in the hash slot of the stream: what is between its braces is the stream's whole name."""
+        """A key in the hash slot of the stream: what is between its braces is the stream's whole name.
+
+        It begins with the prefix as all keys do, or an ACL would not let us write it.
+        """
         digest = blake2b(digest_size=16)
         for part in (saying.source.encode(), saying.id.encode(), saying.room.encode(), saying.payload):
             digest.update(b"%d:" % len(part))
             digest.update(part)
-        return f"{{{self._keys.rejected}}}:{digest.hexdigest()}"
+        return f"{self._keys.rejected}:{{{self._keys.rejected}}}:{digest.hexdigest()}"
 
     def _recorded(self, reply: Reply | LinkError) -> None:
         # The others that heard it enter it; and it was counted and logged here.

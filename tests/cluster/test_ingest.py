@@ -76,7 +76,7 @@ async def test_the_same_bad_message_is_set_aside_once_by_all_nodes(redis_at: Red
             assert rejected.statistics() == {"rejected": 2, "rejected_bad_message": 2, "unrecorded": 0}
         with redis_at.client(decode_responses=True) as client:
             await until(lambda: client.xlen(KEYS.rejected) == 2)
-            marks: Any = client.keys("{broker:rejected}:*")
+            marks: Any = client.keys("broker:rejected:{broker:rejected}:*")
             assert {key_slot(mark.encode()) for mark in marks} == {key_slot(KEYS.rejected.encode())}
             await one.call("x", "PING")
             await two.call("x", "PING")

@@ -28,10 +28,10 @@ lower number than had been seen when the command was sent).
 
 In a Redis Cluster no script may touch both a room and such a hash. There the
 epoch is the room's own, and a shard's lost tail is found by comparing each open
-room with what was delivered of it here: after a reconnect, and with every sweep.
-A room that no living node had open then, or that was overtaken by new events
-before the comparison, keeps its epoch. Who needs more must have the shards wait
-for their replicas (``redis.replicas``).
+room with what was delivered of it here (:mod:`broker.cluster.proofs`): after
+every fall of the link, and with every sweep. A room that no living node had open
+then keeps its epoch. Who needs more must have the shards wait for their replicas
+(``redis.replicas``).
 """
 
 from __future__ import annotations

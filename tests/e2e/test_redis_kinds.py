@@ -248,8 +248,9 @@ async def the_lifecycle_feed(kind: Kind, nodes: Pair) -> None:
                 async with connected(nodes.b.client_port, token=token("zoe")) as again:
                     await joined(again, "live:feed")
                 await joined(other, "live:feed")
+                stranger = ("joined", "live:feed")
+                await until(lambda: stranger in told())  # else the room might be empty for a moment
             going = {("disconnected", "zoe"), ("left", "live:feed", "zoe")}
-            stranger = ("joined", "live:feed")
             await until(lambda: set(told()) == coming | going | {stranger})
             await other.ask("leave", room="live:feed")
             await until(lambda: ("vacated", "live:feed") in told())

@@ -16,8 +16,8 @@ import redis
 from bench.runner import Bench
 from bench.servers import Process, Server, ServerError
 from bench.tools import Unavailable
-from broker.cluster.keys import Keys
 from broker.config import Redis as Settings
+from broker.link.keys import Keys
 
 _START_TIMEOUT = 15.0
 _PREFIX = Settings().prefix

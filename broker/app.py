@@ -52,7 +52,7 @@ from broker.server.wheel import Wheel
 from broker.supervisor import Worker
 
 if TYPE_CHECKING:
-    from broker.cluster.cluster import RedisCluster
+    from broker.cluster import RedisCluster
 
 log = structlog.get_logger(__name__)
 
@@ -88,7 +88,7 @@ class Broker:
             )
             self.peers = Alone(self._describe)
         else:
-            from broker.cluster.cluster import RedisCluster  # noqa: PLC0415 - a node alone does without redis
+            from broker.cluster import RedisCluster  # noqa: PLC0415 - a node alone does without redis
 
             self.cluster = RedisCluster(config, describe=self._describe, wall=wall)
             self.engine, self.peers = self.cluster.engine, self.cluster.peers

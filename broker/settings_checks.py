@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from broker.auth.keys import DEVELOPMENT_SECRET, KeyRing
-from broker.cluster.target import parse as parse_redis_url
 from broker.config import Config
 from broker.errors import ConfigurationError
+from broker.link.target import parse as parse_redis_url
 from broker.protocol.origin import OriginPolicy
 from broker.routes import mistakes
 from broker.settings_names import Path, quote

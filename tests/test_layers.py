@@ -39,8 +39,30 @@ INSIDE: Final[dict[str, frozenset[str]]] = {
             "broker.logs",
         }
     ),
+    "broker.link": frozenset({"broker.logs"}),
+    "broker.streams": frozenset({"broker.link", "broker.engine", "broker.protocol", "broker.logs"}),
+    "broker.peers": frozenset({"broker.link", "broker.engine.peers", "broker.protocol", "broker.logs"}),
+    "broker.backends": frozenset(
+        {
+            "broker.link",
+            "broker.engine.base",
+            "broker.engine.peers",
+            "broker.auth.permissions",
+            "broker.protocol",
+            "broker.logs",
+        }
+    ),
     "broker.cluster": frozenset(
-        {"broker.protocol", "broker.auth.permissions", "broker.engine", "broker.metrics", "broker.logs"}
+        {
+            "broker.link",
+            "broker.streams",
+            "broker.peers",
+            "broker.backends",
+            "broker.engine.base",
+            "broker.engine.peers",
+            "broker.protocol",
+            "broker.logs",
+        }
     ),
     "broker.client": frozenset({"broker.protocol"}),
     "broker.config": frozenset(),
@@ -74,6 +96,11 @@ OUTSIDE: Final[dict[str, frozenset[str]]] = {
     "broker.metrics": IO,
     "broker.auth": frozenset({"socket", "asyncio", "redis", "sqlite3"}),
     "broker.engine": frozenset({"socket", "starlette", "hypercorn", "wsproto"}),
+    # Only the link knows that there are asyncio and redis-py.
+    "broker.streams": frozenset({"redis", "hiredis", "asyncio", "trio_asyncio", "socket", "sqlite3"}),
+    "broker.peers": frozenset({"redis", "hiredis", "asyncio", "trio_asyncio", "socket", "sqlite3"}),
+    "broker.backends": frozenset({"redis", "hiredis", "asyncio", "trio_asyncio", "socket", "sqlite3"}),
+    "broker.cluster": frozenset({"redis", "hiredis", "asyncio", "trio_asyncio", "socket", "sqlite3"}),
     "broker.server": frozenset({"redis", "sqlite3", "asyncio", "trio_asyncio", "starlette", "hypercorn"}),
 }
 
@@ -212,14 +239,15 @@ def test_only_what_builds_everything_imports_the_admin_server() -> None:
 
 
 def test_engines_are_known_to_the_application_alone() -> None:
+    layers = ("broker.engine.", "broker.cluster", "broker.link.", "broker.streams.", "broker.peers.")
     engines = tuple(
         name
         for name in MODULES
-        if name.startswith(("broker.engine.", "broker.cluster"))
+        if name.startswith((*layers, "broker.backends."))
         and name not in {"broker.engine.base", "broker.engine.peers"}
     )
     # A URL taken apart is for whoever checks settings, too.
-    found = [one for one in importers(engines, but=("broker.app",)) if one.target != "broker.cluster.target"]
+    found = [one for one in importers(engines, but=("broker.app",)) if one.target != "broker.link.target"]
     tell(found, "an engine is chosen in broker.app; everybody else sees broker.engine.base and .peers")
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from broker import publisher as publisher_module
 from broker import publisher_commands as commands
 from broker.auth.permissions import MAX_ROOM_BYTES, valid_room, valid_user
-from broker.cluster.said import decode_entry, decode_message
+from broker.backends.said import decode_entry, decode_message
 from broker.config import RoomOptions
 from broker.errors import BrokerError
 from broker.protocol import filters

@@ -17,15 +17,15 @@ import trio
 from redis.crc import key_slot
 
 from broker.app import Broker
-from broker.cluster.bridge_layout import SLOTS
-from broker.cluster.keys import Keys
 from broker.config import Admin
-from tests.cluster.linked import order
-from tests.cluster.sharded import Sharded, sharded
-from tests.cluster.test_bridge_sentinel import guarded
-from tests.cluster.test_bridge_tls import Authority, tls_server
+from broker.link.keys import Keys
+from broker.link.layout import SLOTS
 from tests.e2e.harness import OPEN, config
 from tests.e2e.raw_client import RawClient
+from tests.link.linked import order
+from tests.link.sharded import Sharded, sharded
+from tests.link.test_sentinel import guarded
+from tests.link.test_tls import Authority, tls_server
 from tests.redis_server import RedisServer, redis_server
 
 PATIENCE = 20.0

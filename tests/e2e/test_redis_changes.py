@@ -11,11 +11,11 @@ import redis
 import trio
 from redis.crc import key_slot
 
-from tests.cluster.sharded import Node, Sharded, sharded
-from tests.cluster.test_bridge_sentinel import guarded
 from tests.e2e.harness import token
 from tests.e2e.kinds import Pair, joined, kind_of, pair, until
 from tests.e2e.raw_client import RawClient, connected
+from tests.link.sharded import Node, Sharded, sharded
+from tests.link.test_sentinel import guarded
 from tests.redis_server import RedisServer
 
 ROOMS = [f"long:{number}" for number in range(12)]

@@ -19,9 +19,9 @@ import orjson
 import pytest
 import redis
 
-from broker.cluster.keys import Keys
-from broker.cluster.said import decode_entry, decode_message
+from broker.backends.said import decode_entry, decode_message
 from broker.config import RoomOptions
+from broker.link.keys import Keys
 from tests.redis_server import RedisServer, redis_server
 
 ROOT: Final = Path(__file__).parent.parent.parent

@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 import redis
 import trio
 
-from broker.cluster.keys import Keys
+from broker.link.keys import Keys
 from tests.faults.houses import (
     DURABLE,
     EVERY_SECOND,

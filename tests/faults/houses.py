@@ -17,11 +17,11 @@ from typing import Any, Final
 import redis
 import trio
 
-from tests.cluster.proxy import Proxy, proxy_to
 from tests.faults.load import Endpoint
 from tests.faults.namespaces import Namespace, namespace
 from tests.faults.nodes import Node
 from tests.faults.sentinels import SERVICE, Sentinel
+from tests.link.proxy import Proxy, proxy_to
 from tests.redis_server import RedisServer
 
 NAMES: Final = ("n1", "n2", "n3")

@@ -1,0 +1,1 @@
+"""What backends say through Redis, and what is told to them."""

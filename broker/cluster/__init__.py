@@ -1,1 +1,0 @@
-"""Many nodes on one Redis: the link, the streams, who is where, and what backends say."""

@@ -1,0 +1,1 @@
+"""Who else there is: nodes, members of rooms, ephemeral events, questions."""

@@ -11,6 +11,7 @@ import shutil
 import ssl
 import subprocess
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,12 @@ LARGE = 40_000
 
 
 async def in_thread(main: Callable[[], Awaitable[Any]]) -> Any:
-    """Run a coroutine of asyncio."""
-    return await trio.to_thread.run_sync(lambda: asyncio.run(main()))  # type: ignore[arg-type]
+    """Run a coroutine of asyncio.
+
+    In a context of its own: Trio gives a thread a copy of the task's, and there
+    trio-asyncio, once anybody has imported it, finds Trio and no loop.
+    """
+    return await trio.to_thread.run_sync(lambda: Context().run(lambda: asyncio.run(main())))  # type: ignore[arg-type]
 
 
 class Talker:

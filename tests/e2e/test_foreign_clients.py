@@ -10,8 +10,7 @@ import json
 import shutil
 import ssl
 import subprocess
-from collections.abc import Awaitable, Callable
-from contextvars import Context
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,14 @@ from tests.e2e.raw_client import RawClient, connected, frame, request, tcp
 LARGE = 40_000
 
 
-async def in_thread(main: Callable[[], Awaitable[Any]]) -> Any:
-    """Run a coroutine of asyncio.
+async def in_thread(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Run a coroutine in a loop of asyncio: trio-asyncio, once imported, would put in one of its own."""
 
-    In a context of its own: Trio gives a thread a copy of the task's, and there
-    trio-asyncio, once anybody has imported it, finds Trio and no loop.
-    """
-    return await trio.to_thread.run_sync(lambda: Context().run(lambda: asyncio.run(main())))  # type: ignore[arg-type]
+    def run() -> Any:
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+            return runner.run(main())
+
+    return await trio.to_thread.run_sync(run)
 
 
 class Talker:

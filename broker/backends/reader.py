@@ -112,6 +112,8 @@ class Reader:
         self._progress = trio.Event()
         self._attempts = 0
         self._retry_at: float | None = None
+        self._passing = False
+        """The stream goes on behind what was read, and there is place for it."""
         self._throttle = Throttle()
         self._read = self._stored = self._told = self._failed = self._waiting = self._faults = 0
 
@@ -133,7 +135,8 @@ class Reader:
     async def _turn(self) -> None:
         """Read once, hand out what came, and wait until there is reason to read again."""
         backlog = self._backlog
-        if self._retry_at is not None and trio.current_time() >= self._retry_at:
+        # Only where a pass has ended: rooms behind one that fails must get their turn before it.
+        if self._retry_at is not None and not self._passing and trio.current_time() >= self._retry_at:
             self._retry_at = None
             backlog.restart()
         if backlog.idle:
@@ -145,10 +148,12 @@ class Reader:
                 "reading what backends publish" if not held else "another node reads now", stream=self._stream
             )
         if not self._lease.held:
+            self._passing = False
             backlog.abandon()
             await trio.sleep(self._rest)
             return
         self._remove()
+        self._passing = more and backlog.free >= READ_ENTRIES
         if backlog.free < READ_ENTRIES:
             await self._wait_for_room()
         elif more:

@@ -158,6 +158,8 @@ class Supervisor:
         self._ready = [trio.Event() for _ in range(config.server.workers)]
         self._line = ""
         self._running: dict[int, trio.Process] = {}
+        self._serving: set[int] = set()
+        """Workers whose process of now has said that it is ready."""
         self._stopping = trio.Event()
         self._code = 0
 
@@ -239,12 +241,15 @@ class Supervisor:
         """Read what the worker prints until it ends; its first line says that it is ready."""
         assert process.stdout is not None
         said = b""
+        self._serving.discard(number)
         async for data in process.stdout:
-            if not self._ready[number].is_set():
+            if number not in self._serving:
                 said += data
                 line, end, _ = said.partition(b"\n")
                 if end:
-                    self._note_ready(number, line.decode(errors="replace"))
+                    self._serving.add(number)
+                    if not self._ready[number].is_set():
+                        self._note_ready(number, line.decode(errors="replace"))
 
     def _note_ready(self, number: int, line: str) -> None:
         if number == 0:
@@ -260,8 +265,8 @@ class Supervisor:
         self._stop(code if code > 0 else 128 - code)
 
     def _judge(self, number: int, code: int) -> None:
-        """It was asked to end; one that was not up yet may have ended by the signal itself."""
-        if code not in _ENDED_WELL:
+        """It was asked to end; one that was not up yet may have ended in any way."""
+        if code not in _ENDED_WELL and number in self._serving:
             log.error("a worker did not end well", worker=number, code=code)
             self._code = self._code or 1
 

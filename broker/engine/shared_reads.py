@@ -8,11 +8,11 @@ that the caller who happened to be first may be cancelled without harm.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import trio
 
-from broker.engine.batch import unavailable
+from broker.engine.flight import Flight
 from broker.engine.sqlite_store import STORE_ERRORS
 from broker.errors import BrokerError
 
@@ -22,22 +22,11 @@ READERS = 2
 T = TypeVar("T")
 
 
-class _Flight:
-    """A read under way. Until it has landed it counts as failed."""
-
-    __slots__ = ("done", "failure", "result")
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.failure: str | None = "the store stopped"
-        self.result: Any = None
-
-
 class SharedReads:
     """Reads by key; see the top of the file."""
 
     def __init__(self) -> None:
-        self._flights: dict[Hashable, _Flight] = {}
+        self._flights: dict[Hashable, Flight] = {}
         self._limiter = trio.CapacityLimiter(READERS)
         self.reads = 0
         self.shared = 0
@@ -52,16 +41,13 @@ class SharedReads:
         """
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = _Flight()
+            flight = self._flights[key] = Flight("the store stopped")
             nursery.start_soon(self._fly, key, flight, read)
         else:
             self.shared += 1
-        await flight.done.wait()
-        if flight.failure is not None:
-            raise unavailable(flight.failure)
-        return cast("T", flight.result)
+        return cast("T", await flight.landed())
 
-    async def _fly(self, key: Hashable, flight: _Flight, read: Callable[[], Awaitable[T]]) -> None:
+    async def _fly(self, key: Hashable, flight: Flight, read: Callable[[], Awaitable[T]]) -> None:
         try:
             flight.result = await read()
             flight.failure = None

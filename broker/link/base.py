@@ -56,6 +56,11 @@ def load_script(name: str) -> Script:
     return Script(name, source, sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
+def publishing(link: Link) -> str:
+    """The command that reaches the live channel of a room, which is sharded in a Redis Cluster."""
+    return "SPUBLISH" if link.clustered else "PUBLISH"
+
+
 class Link(Protocol):
     """Commands, scripts, subscriptions."""
 

@@ -30,7 +30,7 @@ from broker.link.base import Argument, Done, LinkDown, LinkError, Message, Reply
 from broker.link.counts import Counts
 from broker.link.dial import Dialer, Refused
 from broker.link.event_loop import EventLoop, open_loop
-from broker.link.lane import ELSEWHERE, TRIES, Lane, Moved, Packed, code_of, pack, pack_script
+from broker.link.lane import ELSEWHERE, TRIES, Lane, Moved, Packed, pack, pack_script
 from broker.link.layout import read_redirection
 from broker.link.routes import Routes
 from broker.link.sentinel import Sentinels
@@ -193,7 +193,7 @@ class RedisLink:
             if shard is None:
                 raise LinkDown(AWAY)
             [reply] = await shard.pool.ask(packed)
-            code = code_of(reply) if isinstance(reply, LinkError) else ""
+            code = reply.code if isinstance(reply, LinkError) else ""
             if code not in ELSEWHERE or self._cluster is None:
                 return reply
             there = self._routes.at(read_redirection(str(reply), shard.address))

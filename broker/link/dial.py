@@ -27,8 +27,7 @@ class Refused(LinkDown):
 
 def refusal(error: LinkError) -> LinkError:
     """``error`` as a refusal, when that is what it is."""
-    text = str(error)
-    code = text.partition(" ")[0]
+    text, code = str(error), error.code
     if code == "NOAUTH":
         return Refused("Redis wants a password", "write redis://user:password@host or redis://:password@host")
     if code == "WRONGPASS":

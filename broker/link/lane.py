@@ -66,11 +66,6 @@ def pack_script(script: Script, keys: Sequence[str], arguments: Sequence[Argumen
     return _pack(("EVALSHA", script.sha, len(keys), *keys, *arguments))
 
 
-def code_of(error: LinkError) -> str:
-    """The first word, which is the code of the error."""
-    return str(error).partition(" ")[0]
-
-
 class Entry(NamedTuple):
     """A command on its way."""
 
@@ -269,7 +264,7 @@ class Lane(Connection):
 
     def _failed(self, entry: Entry, error: LinkError) -> None:
         """An error instead of an answer."""
-        code = code_of(error)
+        code = error.code
         if entry.tries < TRIES:
             if code == "NOSCRIPT":
                 self._forgotten.append(entry._replace(tries=entry.tries + 1))

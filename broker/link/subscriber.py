@@ -19,7 +19,7 @@ from broker.link import wire
 from broker.link.base import LinkError, Message
 from broker.link.connection import NOTHING, Connection
 from broker.link.counts import Counts
-from broker.link.lane import ELSEWHERE, code_of, pack
+from broker.link.lane import ELSEWHERE, pack
 from broker.logs import Throttle, get_logger
 
 log = get_logger(__name__)
@@ -267,7 +267,7 @@ class Subscriber(Connection):
         channels = self._sent.popleft().channels
         for channel in channels:
             self._moving.pop(channel.encode(), None)
-        code = code_of(error)
+        code = error.code
         if code in ELSEWHERE:
             self._homeless.update(channel for channel in channels if channel in self._wanted)
             self._on_moved()

@@ -25,7 +25,7 @@ import trio
 
 from broker.engine.peers import Described
 from broker.link import wire
-from broker.link.base import Link, LinkDown, LinkError, Reply, load_script
+from broker.link.base import Link, LinkDown, LinkError, Reply, load_script, publishing
 from broker.link.keys import Keys
 from broker.logs import Throttle, get_logger
 from broker.protocol.events import SessionId, UserId
@@ -230,7 +230,7 @@ class Members:
             change.version,
             change.before,
             FORGET,
-            "SPUBLISH" if self._link.clustered else "PUBLISH",
+            publishing(self._link),
             change.message,
             len(change.kept) // 2,
             *change.kept,

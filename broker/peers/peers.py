@@ -107,7 +107,6 @@ class RedisPeers:
         self._graves = Graves(link, keys)
         self._events: Events | None = None
         self._nursery: trio.Nursery | None = None
-        self._was_settled = False
         self._throttle = Throttle()
         self._bad = 0
 

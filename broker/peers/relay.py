@@ -19,7 +19,7 @@ import msgspec
 import trio
 
 from broker.link import wire
-from broker.link.base import Done, Link, LinkError, Reply, load_script
+from broker.link.base import Done, Link, LinkError, Reply, load_script, publishing
 from broker.link.keys import Keys
 from broker.logs import Throttle, get_logger
 from broker.protocol.events import Event
@@ -141,7 +141,7 @@ class Relay:
 
     def _send(self, room: str, bundle: _Bundle) -> None:
         channel = self._keys.live(room)
-        command = "SPUBLISH" if self._link.clustered else "PUBLISH"
+        command = publishing(self._link)
         message = wire.pack(wire.EPHEMERAL, self._node(), body=b"\n".join(bundle.bodies))
         done = partial(self._sent, len(bundle.bodies))
         self.messages += 1
@@ -157,7 +157,7 @@ class Relay:
             done,
             REMEMBER,
             [keys.slots(room), keys.slots_order(room), keys.live(room)],
-            "SPUBLISH" if self._link.clustered else "PUBLISH",
+            publishing(self._link),
             message,
             max(round(ttl * 1000), 1),
             self._slot_limit(room),

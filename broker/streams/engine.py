@@ -26,7 +26,7 @@ from broker.engine.base import Deliver, Done, HistoryPage, HistoryQuery, Moved, 
 from broker.engine.batch import Close, Open, Request, unavailable
 from broker.engine.open_rooms import OpenRooms
 from broker.engine.seen import newest
-from broker.link.base import Link, LinkDown, LinkError, Reply
+from broker.link.base import Link, LinkDown, LinkError, Reply, publishing
 from broker.link.interest import Interest
 from broker.link.keys import Keys
 from broker.link.wire import Head
@@ -265,7 +265,7 @@ class RedisEngine:
             retention.size,
             life(retention.ttl),
             self._tokens(),
-            "SPUBLISH" if clustered else "PUBLISH",
+            publishing(self._link),
             repr(self._clock()),
             window,
             "" if self._replication is None else "1",

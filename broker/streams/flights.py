@@ -11,11 +11,11 @@ happened to be first may be cancelled without harm.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable
-from typing import Any, Final, TypeVar, cast
+from typing import Final, TypeVar, cast
 
 import trio
 
-from broker.engine.batch import unavailable
+from broker.engine.flight import Flight
 from broker.link.base import LinkError
 
 READS: Final = 4
@@ -24,23 +24,12 @@ READS: Final = 4
 T = TypeVar("T")
 
 
-class _Flight:
-    """A read that has been asked for. Until it has landed it counts as failed."""
-
-    __slots__ = ("done", "failure", "result")
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.failure: str | None = "the store is not running"
-        self.result: Any = None
-
-
 class Flights:
     """Reads by key, which must name everything that the result depends on."""
 
     def __init__(self) -> None:
-        self._boarding: dict[Hashable, _Flight] = {}
-        self._flying: dict[Hashable, _Flight] = {}
+        self._boarding: dict[Hashable, Flight] = {}
+        self._flying: dict[Hashable, Flight] = {}
         self._limiter = trio.CapacityLimiter(READS)
         self.reads = 0
         self.shared = 0
@@ -50,17 +39,14 @@ class Flights:
         """The result of a ``read()`` that begins from now on. Raises ``unavailable``."""
         flight = self._boarding.get(key)
         if flight is None:
-            flight = self._boarding[key] = _Flight()
+            flight = self._boarding[key] = Flight("the store is not running")
             nursery.start_soon(self._fly, key, flight, self._flying.get(key), read)
         else:
             self.shared += 1
-        await flight.done.wait()
-        if flight.failure is not None:
-            raise unavailable(flight.failure)
-        return cast("T", flight.result)
+        return cast("T", await flight.landed())
 
     async def _fly(
-        self, key: Hashable, flight: _Flight, before: _Flight | None, read: Callable[[], Awaitable[T]]
+        self, key: Hashable, flight: Flight, before: Flight | None, read: Callable[[], Awaitable[T]]
     ) -> None:
         try:
             if before is not None:

@@ -81,7 +81,6 @@ class Generation:
         self.pending = 0
         """Witnesses that had not come when the store was looked at last."""
         self.changes = 0
-        self.looks = 0
 
     def saw(self, epoch: str, commits: int) -> bool:
         """Note what an answer carried; false if it is of another generation than ours."""
@@ -120,7 +119,6 @@ class Generation:
     async def _ask(
         self, link: Link, *, durable: bool = False, behind: bool = False, greeting: bool = False
     ) -> bool:
-        self.looks += 1
         keys = self._keys
         reply = await link.call_script(
             GENERATION,
